@@ -1,0 +1,315 @@
+"""The bundle: a directory with a manifest, `pmpd.json`, and the GGUF files of a model's precisions.
+
+This module reads, checks and writes manifests and finds bundles by path or Hub id. It knows nothing about llama.cpp:
+what is inside the GGUF files is checked where they are loaded (levels.py), all but their first bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pmpd_edge.errors import BundleError
+
+MANIFEST = "pmpd.json"
+FORMAT = "pmpd-bundle"
+VERSION = 1
+LAYOUTS = ("separate", "nested")
+PRECISIONS = (16, 8, 6, 5, 4, 3, 2)
+DEFAULT_MODEL = "translator-7m"
+
+CONVERT_AGAIN = "convert the model again with 'pmpd-edge convert'"
+
+# Reserved on Windows or with a meaning in a path; everything else that has no separator is a plain file name.
+_PLAIN_NAME = re.compile(r"[^\x00-\x1f/\\:*?\"<>|]+")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One GGUF file: its tensor type, size, hash and real bits per weight."""
+
+    type: str
+    bytes: int
+    sha256: str
+    bpw: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """One precision: the files whose matrices, summed, are its weights (a base, then its residuals)."""
+
+    precision: int
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """From decode step `step` (1 is the first) on, the precision is `precision`."""
+
+    step: int
+    precision: int
+
+
+@dataclass(frozen=True)
+class StaticSchedule:
+    """The switches of a static schedule, by rising step; the first one is at step 1."""
+
+    switches: tuple[Switch, ...]
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        steps = [switch.step for switch in self.switches]
+        if not steps or steps[0] != 1 or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise BundleError(f"schedule with switches at steps {steps}", "the first is 1 and the others rise")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, as its manifest describes it.
+
+    Attributes:
+        path: the directory.
+        parameters: all weights of the model, embeddings included.
+        context_length: the number of tokens that the model was trained on.
+        levels: sorted from the highest precision to the lowest.
+        prefill: the precision at which prompts are evaluated.
+    """
+
+    path: Path
+    name: str
+    source: Mapping[str, str]
+    architecture: str
+    parameters: int
+    context_length: int
+    tokenizer_sha256: str
+    layout: str
+    files: Mapping[str, WeightsFile]
+    levels: tuple[Level, ...]
+    prefill: int
+    schedule: StaticSchedule
+    predictor: str | None = None
+    calibration: Mapping[str, Any] | None = field(default=None)
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """All precisions, from the highest to the lowest."""
+        return tuple(level.precision for level in self.levels)
+
+    def level(self, precision: int) -> Level:
+        """Return the level of a precision; raises BundleError if there is none."""
+        for level in self.levels:
+            if level.precision == precision:
+                return level
+        have = ", ".join(map(str, self.precisions))
+        raise BundleError(f"{self.path}: no level of precision {precision}", f"choose one of {have}")
+
+    def paths(self, level: Level) -> tuple[Path, ...]:
+        """The files of a level, in the order in which they are summed."""
+        return tuple(self.path / name for name in level.weights)
+
+    def bpw(self, level: Level) -> float:
+        """Real bits per weight of a level: its files', summed."""
+        return sum(self.files[name].bpw for name in level.weights)
+
+    def verify(self, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
+        """Check the SHA-256 of every file.
+
+        Args:
+            progress: called with the number of bytes read since the last call.
+
+        Raises:
+            BundleError: a file is not the one that was written.
+        """
+        for name, file in self.files.items():
+            if sha256_file(self.path / name, progress) != file.sha256:
+                raise BundleError(f"{self.path / name}: damaged (its SHA-256 is not the manifest's)", CONVERT_AGAIN)
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
+    """SHA-256 of a file in hexadecimal, read in blocks of 4 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+def default_bundle() -> Path:
+    """The directory of the small model that ships in the package."""
+    return Path(str(resources.files("pmpd_edge"))) / "models" / DEFAULT_MODEL
+
+
+def resolve(source: str | os.PathLike[str] | None) -> Path:
+    """Find a bundle's directory.
+
+    Args:
+        source: a directory, a Hub id (`org/name` or `org/name@revision`), or None for the default model.
+
+    Raises:
+        BundleError: there is no such directory, and no such bundle on the Hub or in its local cache.
+    """
+    if source is None:
+        return default_bundle()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise BundleError(f"{path}: not a bundle", f"give the directory that holds {MANIFEST}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(source)):
+        return _download(str(source))
+    raise BundleError(f"{path}: no such bundle", "give a directory made by 'pmpd-edge convert', or a Hub id org/name")
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = source.partition("@")
+    try:
+        patterns = [MANIFEST, "*.gguf", "*.md"]
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # huggingface_hub raises many kinds; all mean that the bundle is not to be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BundleError(f"{source}: neither a directory nor a bundle that the Hub gives ({reason})") from error
+
+
+def load(path: Path) -> Bundle:
+    """Read and check a bundle's manifest and the presence, size and GGUF magic of its files.
+
+    Raises:
+        BundleError: with the file and what is wrong with it.
+    """
+    manifest = path / MANIFEST
+    try:
+        document = json.loads(manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: not a bundle (no {MANIFEST})", CONVERT_AGAIN) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{manifest}: not readable ({error})", CONVERT_AGAIN) from None
+
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BundleError(f"{manifest}: not the manifest of a bundle", CONVERT_AGAIN)
+    if document.get("version") != VERSION:
+        version = document.get("version")
+        raise BundleError(f"{manifest}: format version {version!r}, this program reads {VERSION}", CONVERT_AGAIN)
+
+    try:
+        bundle = _from_document(path, document)
+    except BundleError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"{manifest}: damaged ({what})", CONVERT_AGAIN) from None
+
+    _check_consistency(bundle)
+    _check_files(bundle)
+    return bundle
+
+
+def _from_document(path: Path, document: dict[str, Any]) -> Bundle:
+    levels = [Level(int(level["precision"]), tuple(map(str, level["weights"]))) for level in document["levels"]]
+    schedule = document["schedule"]
+    switches = tuple(Switch(int(s["step"]), int(s["precision"])) for s in schedule["switches"])
+    return Bundle(
+        path=path,
+        name=str(document["name"]),
+        source=dict(document["source"]),
+        architecture=str(document["architecture"]),
+        parameters=int(document["parameters"]),
+        context_length=int(document["context_length"]),
+        tokenizer_sha256=str(document["tokenizer_sha256"]),
+        layout=str(document["layout"]),
+        files={
+            str(name): WeightsFile(str(f["type"]), int(f["bytes"]), str(f["sha256"]), float(f["bpw"]))
+            for name, f in document["files"].items()
+        },
+        levels=tuple(sorted(levels, key=lambda level: -level.precision)),
+        prefill=int(document["prefill"]),
+        schedule=StaticSchedule(switches, int(schedule["max_new_tokens"])),
+        predictor=document.get("predictor"),
+        calibration=document.get("calibration"),
+    )
+
+
+def _check_consistency(bundle: Bundle) -> None:
+    manifest = bundle.path / MANIFEST
+
+    def problems() -> Iterator[str]:
+        if bundle.layout not in LAYOUTS:
+            yield f"layout {bundle.layout!r}"
+        if not bundle.levels:
+            yield "no levels"
+        if len(set(bundle.precisions)) < len(bundle.levels):
+            yield "a precision twice"
+        for level in bundle.levels:
+            if level.precision not in PRECISIONS:
+                yield f"precision {level.precision}"
+            if not level.weights or not set(level.weights) <= set(bundle.files):
+                yield f"level {level.precision} with files that are not listed"
+        for name in bundle.files:
+            if not _PLAIN_NAME.fullmatch(name) or name in (".", ".."):
+                yield f"file name {name!r}, which would lead out of the bundle"
+        for precision in (bundle.prefill, *(switch.precision for switch in bundle.schedule.switches)):
+            if precision not in bundle.precisions:
+                yield f"prefill or schedule at precision {precision}, which no level has"
+
+    for problem in problems():
+        raise BundleError(f"{manifest}: {problem}", CONVERT_AGAIN)
+
+
+def _check_files(bundle: Bundle) -> None:
+    for name, file in bundle.files.items():
+        path = bundle.path / name
+        try:
+            size = path.stat().st_size
+            with open(path, "rb") as opened:
+                magic = opened.read(4)
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}", CONVERT_AGAIN) from None
+        if size != file.bytes:
+            raise BundleError(f"{path}: {size} bytes, the manifest says {file.bytes}", CONVERT_AGAIN)
+        if magic != b"GGUF":
+            raise BundleError(f"{path}: not a GGUF file", CONVERT_AGAIN)
+
+
+def to_document(bundle: Bundle) -> dict[str, Any]:
+    """The manifest of a bundle, as `load` reads it."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": bundle.name,
+        "source": dict(bundle.source),
+        "architecture": bundle.architecture,
+        "parameters": bundle.parameters,
+        "context_length": bundle.context_length,
+        "tokenizer_sha256": bundle.tokenizer_sha256,
+        "layout": bundle.layout,
+        "files": {
+            name: {"type": f.type, "bytes": f.bytes, "sha256": f.sha256, "bpw": f.bpw}
+            for name, f in bundle.files.items()
+        },
+        "levels": [{"precision": level.precision, "weights": list(level.weights)} for level in bundle.levels],
+        "prefill": bundle.prefill,
+        "schedule": {
+            "kind": "static",
+            "switches": [{"step": s.step, "precision": s.precision} for s in bundle.schedule.switches],
+            "max_new_tokens": bundle.schedule.max_new_tokens,
+        },
+        "predictor": bundle.predictor,
+        "calibration": bundle.calibration,
+    }
+
+
+def write(bundle: Bundle) -> None:
+    """Write the manifest into the bundle's directory; it appears whole or not at all."""
+    _check_consistency(bundle)
+    partial = bundle.path / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(to_document(bundle), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, bundle.path / MANIFEST)

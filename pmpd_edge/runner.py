@@ -1,0 +1,348 @@
+"""One conversation in one llama.cpp context whose weights change between tokens.
+
+`Pmpd` is a `llama_cpp.Llama`: completions, chat, grammars, caches and saved states work as they do there. What it adds
+is the precision of every evaluation. The phase is explicit: `generate` begins a run, the run's first evaluation is its
+prefill, each later one is a decode step whose precision the scheduler chooses.
+
+A KV row is as precise as the weights that computed it, so `kv_precision` records that of every position, and a prefix
+is reused only where prefill would compute it at the same precision. (llama_cpp's own prefix cache goes by token ids
+alone.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import signature
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pmpd_edge import native
+from pmpd_edge import bundle as bundles
+from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
+from pmpd_edge.levels import Levels
+from pmpd_edge.schedule import METHODS, Scheduler, make_scheduler
+from pmpd_edge.schedule.fixed import FixedScheduler
+from pmpd_edge.stats import GenerationStats
+
+native.load()  # before llama_cpp is first imported
+
+import llama_cpp  # noqa: E402
+
+DEFAULT_CTX = 4096
+CTX_MULTIPLE = 256  # llama.cpp rounds up to it; llama_cpp's own arrays have the size that was asked for
+UNKNOWN = 0  # kv_precision of a row that something else than this runner computed
+
+
+@dataclass
+class _Run:
+    """One generation: its scheduler and what it did so far."""
+
+    scheduler: Scheduler
+    stats: GenerationStats
+    in_prefill: bool = True
+
+
+class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
+    """A bundle in a llama.cpp context, decoding with progressive mixed precision.
+
+    Args:
+        bundle: the bundle's directory.
+        method: `pmpd` follows the scheduler; `high` and `low` do everything at the highest and lowest precision.
+        scheduler: for `pmpd`: a specification as `make_scheduler` takes it, or a Scheduler.
+        high_steps: for the static scheduler: decode steps before its first switch.
+        keep_low_kv: reuse KV rows of earlier answers although they were computed at a lower precision than prefill's:
+            quicker turns, at a cost in quality that `stats.reused_low_tokens` shows.
+        n_ctx: context size in tokens; by default what the model was trained on, at most 4096.
+        use_mmap: map the weights instead of reading them. Off by default: the weight types that the CPU repacks would
+            be held twice.
+        flash_attn, n_threads, n_threads_batch: on and all cores by default (llama_cpp: off, half of the cores).
+        options: everything else that `llama_cpp.Llama` takes.
+
+    Raises:
+        BundleError: the bundle or one of its files is not what it should be.
+        PmpdError: an option does not fit; the message says which.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        method: str = "pmpd",
+        scheduler: str | Scheduler = "static",
+        high_steps: int | None = None,
+        keep_low_kv: bool = False,
+        n_ctx: int | None = None,
+        use_mmap: bool = False,
+        flash_attn: bool = True,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        verbose: bool = False,
+        **options: Any,
+    ) -> None:
+        if options.get("draft_model") is not None:
+            raise PmpdError("a draft model and switching precisions do not go together", "leave draft_model out")
+        self.bundle = bundles.load(bundles.resolve(bundle))
+        self.stats = GenerationStats(method)
+        self.keep_low_kv = keep_low_kv
+        self._run: _Run | None = None
+        self._cancelled = threading.Event()
+        self.configure(method=method, scheduler=scheduler, high_steps=high_steps)
+        self._arguments = {
+            "bundle": str(self.bundle.path),
+            "method": method,
+            "scheduler": scheduler,
+            "high_steps": high_steps,
+            "keep_low_kv": keep_low_kv,
+        }
+
+        if n_ctx is None:
+            n_ctx = min(DEFAULT_CTX, self.bundle.context_length)
+        n_ctx = -(-n_ctx // CTX_MULTIPLE) * CTX_MULTIPLE
+        n_threads = n_threads or os.cpu_count() or 1
+        first = self.bundle.levels[0]
+        with native.captured_log() as lines:
+            try:
+                super().__init__(
+                    str(self.bundle.paths(first)[0]),
+                    n_ctx=n_ctx,
+                    use_mmap=use_mmap,
+                    flash_attn=flash_attn,
+                    n_threads=n_threads,
+                    n_threads_batch=n_threads_batch or n_threads,
+                    verbose=verbose,
+                    **options,
+                )
+            except (ValueError, RuntimeError) as error:
+                reason = lines[0].split(": ", 1)[-1] if lines else str(error)
+                if "context" in str(error):
+                    raise PmpdError(f"no context with these options: {reason}") from None
+                raise BundleError(f"{self.bundle.paths(first)[0]}: does not load ({reason})") from None
+        self.kv_precision: npt.NDArray[np.uint8] = np.full(self._n_ctx, UNKNOWN, dtype=np.uint8)
+        cancelled = self._cancelled  # not self: the callback would keep the weights in memory
+        self._abort = llama_cpp.ggml_abort_callback(lambda _: cancelled.is_set())
+        self.levels = Levels(self.bundle, self._ctx, self._model)
+        self._stack.callback(self.levels.close)
+        self.set_precision(self._prefill)
+
+    @classmethod
+    def from_bundle(cls, source: str | os.PathLike[str] | None = None, **options: Any) -> Pmpd:
+        """Open a bundle by directory or Hub id (`org/name[@revision]`); None is the model in the package."""
+        return cls(bundles.resolve(source), **options)
+
+    @classmethod
+    def from_pretrained(cls, repo_id: str, *_: Any, **options: Any) -> Pmpd:
+        """Open a bundle by Hub id."""
+        return cls.from_bundle(repo_id, **options)
+
+    # What decides: method, scheduler, precision
+
+    def configure(
+        self, *, method: str = "pmpd", scheduler: str | Scheduler = "static", high_steps: int | None = None
+    ) -> None:
+        """Set how the following answers are decoded; the arguments are the constructor's."""
+        if method not in METHODS:
+            raise PmpdError(f"no method {method!r}", f"choose one of {', '.join(METHODS)}")
+        extremes = {"high": self.bundle.precisions[0], "low": self.bundle.precisions[-1]}
+        if method in extremes:
+            self._prefill = extremes[method]
+            self._scheduler: Scheduler = FixedScheduler(extremes[method])
+        else:
+            self._prefill = self.bundle.prefill
+            if isinstance(scheduler, str):
+                scheduler = make_scheduler(scheduler, self.bundle, high_steps)
+            self._scheduler = scheduler
+        self.method = method
+
+    @property
+    def precision(self) -> int:
+        """The precision of the next evaluation."""
+        return self._precision
+
+    def set_precision(self, precision: int) -> None:
+        """Evaluate what follows at this precision, until a generation sets another; the KV cache stays."""
+        self.levels.put(precision)
+        self._precision = precision
+
+    # Evaluating
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """Generate tokens as `llama_cpp.Llama.generate` does, at the precisions that the scheduler chooses.
+
+        Raises:
+            ContextFullError: the prompt does not fit the context.
+            Cancelled: `cancel` was called while the prompt was evaluated.
+        """
+        tokens = list(tokens)
+        arguments = signature(super().generate).bind(tokens, *args, **kwargs).arguments
+        run = self._start(tokens, reset=arguments.get("reset", True))
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        finally:
+            if self._run is run:
+                self._run = None
+
+    def _start(self, tokens: list[int], reset: bool) -> _Run:
+        if not tokens:
+            raise PmpdError("an empty prompt", "give at least one token")
+        n_kept = self._reusable(tokens) if reset else self.n_tokens
+        if n_kept + len(tokens) * (not reset) > self._n_ctx or (reset and len(tokens) > self._n_ctx):
+            raise ContextFullError(
+                f"a prompt of {len(tokens)} tokens in a context of {self._n_ctx}", "shorten it, or raise --ctx-size"
+            )
+        for precision in (self._prefill, *self._scheduler.precisions):
+            self.levels.load(precision)
+        if reset:
+            # llama_cpp keeps what is left of the old tokens, and evaluates at least one token again.
+            self.n_tokens = n_kept
+            self._requires_eval = True
+        self.stats = GenerationStats(
+            self.method,
+            bpw={level.precision: self.bundle.bpw(level) for level in self.bundle.levels},
+            prompt_tokens=len(tokens),
+            reused_tokens=n_kept if reset else 0,
+            reused_low_tokens=int(np.count_nonzero(self.kv_precision[:n_kept] != self._prefill)) if reset else 0,
+            prefill_precision=self._prefill,
+        )
+        self._cancelled.clear()
+        self._run = _Run(self._scheduler, self.stats)
+        return self._run
+
+    def _reusable(self, tokens: Sequence[int]) -> int:
+        """The number of leading tokens whose KV rows are what prefill would compute; never all of them."""
+        n = min(self.n_tokens, len(tokens) - 1)
+        same = np.asarray(tokens[:n], dtype=np.intc) == self.input_ids[:n]
+        record = self.kv_precision[:n]
+        same &= (record != UNKNOWN) if self.keep_low_kv else (record == self._prefill)
+        return n if same.all() else int(same.argmin())
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens: at the scheduler's precision within a generation, else at `precision`."""
+        run = self._run
+        start = perf_counter()
+        if run is None:
+            self._eval(tokens)
+        elif run.in_prefill:
+            self.set_precision(run.stats.prefill_precision)
+            self._eval(tokens, cancellable=True)
+            run.stats.prefill_seconds += perf_counter() - start
+            run.in_prefill = False
+            run.scheduler.start(self)
+        else:
+            precision = run.scheduler.next(len(run.stats.precisions), self)
+            if precision != self._precision:
+                self.set_precision(precision)
+            self._eval(tokens)
+            run.stats.decode_seconds += perf_counter() - start
+
+    def _eval(self, tokens: Sequence[int], cancellable: bool = False) -> None:
+        if self.n_tokens + len(tokens) > self._n_ctx:
+            raise ContextFullError(f"the context of {self._n_ctx} tokens is full", "raise --ctx-size")
+        with self._abortable() if cancellable else nullcontext():
+            for i in range(0, len(tokens), self.n_batch):
+                if self._cancelled.is_set():
+                    raise Cancelled("cancelled")
+                batch = tokens[i : i + self.n_batch]
+                with native.captured_log() as lines:
+                    try:
+                        super().eval(batch)
+                    except RuntimeError as error:
+                        if self._cancelled.is_set():
+                            raise Cancelled("cancelled") from None
+                        raise PmpdError(f"the evaluation failed: {lines[-1] if lines else error}") from None
+                self.kv_precision[self.n_tokens - len(batch) : self.n_tokens] = self._precision
+
+    @contextmanager
+    def _abortable(self) -> Iterator[None]:
+        """Let `cancel` and Ctrl-C reach the library while it computes.
+
+        Only for prefill: the library asks the callback at every operation of the graph, which would slow decoding. The
+        interrupt handler runs inside that callback, where an exception would be lost, so it is kept and raised here.
+        """
+        raised: list[BaseException] = []
+        handler = signal.getsignal(signal.SIGINT)
+
+        def keep(number: int, frame: FrameType | None) -> None:
+            assert callable(handler)
+            try:
+                handler(number, frame)
+            except BaseException as interrupt:
+                raised.append(interrupt)
+                self._cancelled.set()
+
+        guarded = callable(handler) and threading.current_thread() is threading.main_thread()
+        if guarded:
+            signal.signal(signal.SIGINT, keep)
+        llama_cpp.llama_set_abort_callback(self.ctx, self._abort, None)
+        try:
+            yield
+        except Cancelled:
+            if not raised:
+                raise
+        finally:
+            llama_cpp.llama_set_abort_callback(self.ctx, llama_cpp.ggml_abort_callback(), None)
+            if guarded:
+                signal.signal(signal.SIGINT, handler)
+        if raised:
+            raise raised[0]
+
+    def cancel(self) -> None:
+        """Stop a running prefill as soon as possible, from another thread or a signal handler: it raises Cancelled."""
+        self._cancelled.set()
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """Sample a token as `llama_cpp.Llama.sample` does."""
+        start = perf_counter()
+        token: int = super().sample(*args, **kwargs)
+        if self._run is not None:
+            stats = self._run.stats
+            stats.precisions.append(self._precision)
+            if len(stats.precisions) == 1:
+                stats.prefill_seconds += perf_counter() - start
+            else:
+                stats.decode_seconds += perf_counter() - start
+        return token
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """The last evaluated token's logits, `[n_vocab]`: a view that the next evaluation overwrites."""
+        pointer = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+        return np.ctypeslib.as_array(pointer, (self._n_vocab,))
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """Embed text as `llama_cpp.Llama.embed` does, at prefill's precision."""
+        self.set_precision(self._prefill)
+        return super().embed(*args, **kwargs)
+
+    # Saved states carry the record
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        """Save the state as `llama_cpp.Llama.save_state` does, with the precision of every KV row."""
+        state = super().save_state()
+        state.kv_precision = self.kv_precision[: self.n_tokens].copy()
+        return state
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """Restore a saved state. Rows of a state that another class saved are evaluated again, not reused."""
+        super().load_state(state)
+        self.kv_precision[:] = UNKNOWN
+        record = getattr(state, "kv_precision", None)
+        if record is not None:
+            self.kv_precision[: len(record)] = record
+
+    def close(self) -> None:
+        """Free the context and the weights; twice does no harm."""
+        if hasattr(self, "_stack"):  # not where the constructor failed before llama_cpp's began
+            super().close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        options = super().__getstate__()
+        del options["model_path"]
+        return {**options, **self._arguments}

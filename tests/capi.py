@@ -1,0 +1,118 @@
+"""llama.cpp's C API, thin enough to write oracles with: models, contexts, batches, states."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pmpd_edge import native
+
+L = native.load()
+F32, F16, Q8_0 = 0, 1, 8  # enum ggml_type
+
+
+class Model:
+    """A loaded GGUF file."""
+
+    def __init__(self, path: Path, *, n_gpu_layers: int = 0, overrides: Any = None) -> None:
+        params = L.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        if overrides is not None:
+            params.kv_overrides = overrides
+        with native.captured_log() as lines:
+            self.pointer = L.llama_model_load_from_file(str(path).encode(), params)
+        assert self.pointer, lines
+        self.n_vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(self.pointer))
+
+    def __del__(self) -> None:
+        L.llama_model_free(self.pointer)
+
+
+class Context:
+    """A context, its models kept alive, and the number of tokens of each of its sequences."""
+
+    def __init__(
+        self,
+        *models: Model,
+        n_ctx: int = 256,
+        n_seq: int = 1,
+        flash_attn: bool = True,
+        type_k: int = F16,
+        type_v: int = F16,
+        n_threads: int = 1,
+    ) -> None:
+        self.options = {
+            "n_ctx": n_ctx, "n_seq": n_seq, "flash_attn": flash_attn, "type_k": type_k, "type_v": type_v,
+            "n_threads": n_threads,
+        }  # fmt: skip
+        params = L.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+        params.n_seq_max = n_seq
+        params.n_threads = params.n_threads_batch = n_threads
+        params.flash_attn_type = L.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else L.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k, params.type_v = type_k, type_v
+        with native.captured_log() as lines:
+            self.pointer = L.llama_init_from_model(models[0].pointer, params)
+        assert self.pointer, lines
+        self.n_vocab = models[0].n_vocab
+        self.keep: list[Any] = [models[0]]
+        self.n_past = [0] * n_seq
+        self.memory = L.llama_get_memory(self.pointer)
+        if len(models) > 1:
+            self.set_weights(*models)
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            L.llama_free(self.pointer)
+
+    def set_weights(self, *models: Model) -> None:
+        native.set_weights(self.pointer, [model.pointer for model in models])
+        self.keep += [model for model in models if model not in self.keep]
+
+    def decode(self, tokens: Sequence[int], seq: int = 0) -> np.ndarray:
+        """Evaluate tokens at the end of a sequence; returns the last one's logits, `[n_vocab]`."""
+        batch = L.llama_batch_init(len(tokens), 0, 1)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = self.n_past[seq] + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = seq
+            batch.logits[i] = i == len(tokens) - 1
+        batch.n_tokens = len(tokens)
+        with native.captured_log() as lines:
+            assert L.llama_decode(self.pointer, batch) == 0, lines
+        L.llama_batch_free(batch)
+        self.n_past[seq] += len(tokens)
+        return np.ctypeslib.as_array(L.llama_get_logits_ith(self.pointer, -1), (self.n_vocab,)).copy()
+
+    def greedy(self, token: int, n: int, seq: int = 0) -> tuple[np.ndarray, int]:
+        """Decode `n` tokens greedily; returns their logits, `[n, n_vocab]`, and the next token."""
+        rows = []
+        for _ in range(n):
+            rows.append(self.decode([token], seq))
+            token = int(rows[-1].argmax())
+        return np.array(rows), token
+
+    def shift(self, seq: int, first: int, last: int) -> None:
+        """Remove positions [first, last) of a sequence and close the gap."""
+        assert L.llama_memory_seq_rm(self.memory, seq, first, last)
+        L.llama_memory_seq_add(self.memory, seq, last, -1, first - last)
+        self.n_past[seq] -= last - first
+
+    def state(self) -> ctypes.Array[ctypes.c_uint8]:
+        size = L.llama_state_get_size(self.pointer)
+        buffer = (ctypes.c_uint8 * size)()
+        assert L.llama_state_get_data(self.pointer, buffer, size) > 0
+        return buffer
+
+    def moved_to(self, *models: Model, **changed: Any) -> Context:
+        """The slow way to switch, and the oracle: a context of other weights with this one's state."""
+        other = Context(*models, **{**self.options, **changed})
+        state = self.state()
+        assert L.llama_state_set_data(other.pointer, state, len(state)) > 0
+        other.n_past = list(self.n_past)
+        return other
