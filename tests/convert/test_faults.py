@@ -1,0 +1,302 @@
+"""What can go wrong: one line says what, and nothing half-written is left or taken for a bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from models import TRANSLATOR
+
+from pmpd_edge import bundle, native
+from pmpd_edge.convert import convert, staging
+from pmpd_edge.errors import BundleError, ConvertError, NativeError
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX signals are needed")
+
+
+@pytest.fixture(scope="module")
+def library() -> None:
+    pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
+    pytest.importorskip("transformers", reason="transformers is needed: pip install 'pmpd-edge[convert]'")
+    try:
+        native.upstream_dir(), native.load()
+    except NativeError as error:
+        pytest.skip(f"the patched library is needed ({error})")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the translator that may be damaged."""
+    return Path(shutil.copytree(TRANSLATOR, tmp_path / "model"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place" / "out"
+
+
+def check_refused(source: Path, out: Path, *words: str) -> None:
+    """The conversion fails with one line that has these words, and leaves nothing behind."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(ConvertError) as caught:
+        convert(source, out)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+    assert sorted(out.parent.iterdir()) == before
+
+
+def edit_config(source: Path, old: str, new: str) -> None:
+    config = source / "config.json"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+
+
+def test_source_that_is_not_there(source: Path, out: Path) -> None:
+    check_refused(source / "nowhere", out, "nowhere", "no such directory")
+
+
+def test_source_that_is_a_file(source: Path, out: Path) -> None:
+    check_refused(source / "config.json", out, "not a directory")
+
+
+def test_missing_config(source: Path, out: Path) -> None:
+    (source / "config.json").unlink()
+    check_refused(source, out, "no config.json")
+
+
+def test_damaged_config(source: Path, out: Path) -> None:
+    (source / "config.json").write_text('{"architectures": [')
+    check_refused(source, out, "config.json", "not readable")
+
+
+def test_missing_weights(source: Path, out: Path) -> None:
+    (source / "model.safetensors").unlink()
+    check_refused(source, out, "no weights")
+
+
+def test_missing_part_of_the_weights(source: Path, out: Path) -> None:
+    index = '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
+    (source / "model.safetensors.index.json").write_text(index)
+    check_refused(source, out, "model-2.safetensors: missing")
+
+
+@pytest.mark.parametrize("size", [4, 5000, 9_000_000])
+def test_truncated_safetensors(source: Path, out: Path, size: int) -> None:
+    os.truncate(source / "model.safetensors", size)
+    check_refused(source, out, "model.safetensors", "cut short", str(size))
+
+
+def test_git_lfs_pointer(source: Path, out: Path) -> None:
+    (source / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    check_refused(source, out, "git lfs pull")
+
+
+def test_out_that_exists(out: Path) -> None:
+    out.mkdir()
+    (out / "keep.txt").write_text("mine")
+    check_refused(TRANSLATOR, out, "exists already")
+    assert (out / "keep.txt").read_text() == "mine"
+
+
+def test_out_that_is_not_a_bundle_is_not_overwritten(out: Path) -> None:
+    out.mkdir()
+    (out / "keep.txt").write_text("mine")
+    with pytest.raises(ConvertError, match="not a bundle"):
+        convert(TRANSLATOR, out, overwrite=True)
+    assert (out / "keep.txt").read_text() == "mine"
+
+
+def test_out_that_is_the_source_or_around_it(source: Path) -> None:
+    check_refused(source, source, "inside of the model")
+    check_refused(source, source.parent, "inside of the model")
+
+
+def test_out_without_a_parent(source: Path, out: Path) -> None:
+    with pytest.raises(ConvertError, match="no such directory"):
+        convert(source, out / "deeper")
+    assert not out.exists()
+
+
+def test_not_enough_space(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil._ntuple_diskusage(1 << 40, 1 << 40, 10_000_000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    check_refused(TRANSLATOR, out, "10.0 MB are free", "needs 3")
+
+
+@pytest.mark.native
+def test_unknown_architecture(library: None, source: Path, out: Path) -> None:
+    edit_config(source, "LlamaForCausalLM", "FooForCausalLM")
+    check_refused(source, out, "architecture FooForCausalLM")
+
+
+@pytest.mark.native
+def test_weights_that_the_configuration_does_not_describe(library: None, source: Path, out: Path) -> None:
+    edit_config(source, '"num_hidden_layers": 8', '"num_hidden_layers": 9')
+    check_refused(source, out, str(source), "blk.8.attn_norm.weight")
+
+
+@pytest.mark.native
+def test_unrecognised_pre_tokenizer(library: None, source: Path, out: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (source / name).unlink()
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({chr(i): i for i in range(32, 127)}, []))
+    tokenizer.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    check_refused(source, out, "unrecognised pre-tokenizer")
+
+
+@pytest.mark.native
+def test_missing_torch(library: None, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    monkeypatch.setenv("PYTHONPATH", f"{hidden}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    check_refused(TRANSLATOR, out, "pip install 'pmpd-edge[convert]'")
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of some megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "tmpfs", str(disk)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root on Linux")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.native
+@pytest.mark.parametrize("small_disk", [8, 20], indirect=True)  # full in the 16-bit file, full in the first level
+def test_disk_that_becomes_full(library: None, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "check_space", lambda directory, needed: None)
+    check_refused(TRANSLATOR, small_disk / "out", "No space left")
+
+
+_CONVERT = """
+import sys
+from pathlib import Path
+from pmpd_edge.convert import convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]), precisions=(8, 4, 2), progress=lambda *at: print(at[0], flush=True))
+"""
+
+
+def start_until(stage: str, out: Path, delay: float = 0.0) -> subprocess.Popen[str]:
+    """A conversion in another process, which has just begun a stage."""
+    command = [sys.executable, "-c", _CONVERT, str(TRANSLATOR), str(out)]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # the installed package, not the sources that may lie here
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=out.parent)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(stage):
+            time.sleep(delay)
+            return process
+    raise AssertionError(f"never came to {stage}: {process.communicate()[1]}")
+
+
+def running_children(partial: str) -> list[str]:
+    """The command lines that name a path, of all processes (Linux)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if partial in line:
+            found.append(line)
+    return found
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.native
+@pytest.mark.parametrize(("stage", "delay"), [("16 bits", 1.5), ("8 bits", 0.0), ("2 bits", 0.05)])
+def test_ctrl_c_leaves_nothing(library: None, out: Path, stage: str, delay: float) -> None:
+    process = start_until(stage, out, delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode and "KeyboardInterrupt" in errors
+    assert list(out.parent.iterdir()) == []
+    assert running_children(f"{out}.partial") == []
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.native
+@pytest.mark.parametrize(("stage", "delay"), [("16 bits", 1.5), ("4 bits", 0.0)])
+def test_killed_conversion_is_not_taken_for_a_bundle_and_the_next_one_clears_up(
+    library: None, out: Path, stage: str, delay: float
+) -> None:
+    process = start_until(stage, out, delay)
+    process.kill()
+    process.communicate(timeout=20)
+    (partial,) = out.parent.iterdir()
+    assert not out.exists()
+    with pytest.raises(BundleError):
+        bundle.load(partial)
+    deadline = time.monotonic() + 10
+    while running_children(str(partial)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running_children(str(partial)) == []
+
+    with staging.staged(out):
+        assert not partial.exists()
+
+
+def test_running_conversion_is_left_alone_by_another(out: Path) -> None:
+    with staging.staged(out) as first, staging.staged(out) as second:
+        assert first.is_dir() and second.is_dir() and first != second
+        with pytest.raises(ConvertError, match="exists already"), staging.staged(out) as third:
+            (out / "from elsewhere").mkdir(parents=True)
+        assert not third.exists()
+        shutil.rmtree(out)
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_overwriting_replaces_a_bundle_whole_or_not_at_all(out: Path) -> None:
+    out.mkdir()
+    (out / bundle.MANIFEST).write_text("old")
+    with pytest.raises(RuntimeError), staging.staged(out, overwrite=True) as directory:
+        (directory / bundle.MANIFEST).write_text("new")
+        raise RuntimeError
+    assert (out / bundle.MANIFEST).read_text() == "old"
+
+    with staging.staged(out, overwrite=True) as directory:
+        (directory / bundle.MANIFEST).write_text("new")
+    assert [path.read_text() for path in out.iterdir()] == ["new"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_bundle_that_was_being_replaced_comes_back(out: Path) -> None:
+    replaced = out.with_name("out.replaced-1-abc")
+    replaced.mkdir()
+    (replaced / bundle.MANIFEST).write_text("old")
+    with pytest.raises(ConvertError, match="exists already"), staging.staged(out):
+        pass
+    assert (out / bundle.MANIFEST).read_text() == "old"
+
+
+def test_empty_directory_is_filled(out: Path) -> None:
+    out.mkdir()
+    with staging.staged(out) as directory:
+        (directory / "file").write_text("there")
+    assert [path.name for path in out.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_that_a_model_brings_is_not_run_unasked(source: Path, out: Path, name: str) -> None:
+    edited = source / name
+    edited.write_text(edited.read_text().replace("{", '{"auto_map": {"AutoTokenizer": "evil.Tokenizer"},', 1))
+    check_refused(source, out, name, "--trust-remote-code")
