@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class StaticSchedule:
 
     def __post_init__(self) -> None:
         steps = [switch.step for switch in self.switches]
-        if not steps or steps[0] != 1 or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        if not steps or steps[0] != 1 or any(a >= b for a, b in pairwise(steps)):
             raise BundleError(f"schedule with switches at steps {steps}", "the first is 1 and the others rise")
 
 

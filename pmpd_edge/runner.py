@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmpd_edge import native
 from pmpd_edge import bundle as bundles
+from pmpd_edge import native
+from pmpd_edge.cpu import default_threads
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.levels import Levels
 from pmpd_edge.schedule import METHODS, Scheduler, make_scheduler
@@ -64,7 +65,7 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
         n_ctx: context size in tokens; by default what the model was trained on, at most 4096.
         use_mmap: map the weights instead of reading them. Off by default: the weight types that the CPU repacks would
             be held twice.
-        flash_attn, n_threads, n_threads_batch: on and all cores by default (llama_cpp: off, half of the cores).
+        flash_attn, n_threads, n_threads_batch: on, and one thread a physical core (llama_cpp: off, half of all cores).
         options: everything else that `llama_cpp.Llama` takes.
 
     Raises:
@@ -107,7 +108,7 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
         if n_ctx is None:
             n_ctx = min(DEFAULT_CTX, self.bundle.context_length)
         n_ctx = -(-n_ctx // CTX_MULTIPLE) * CTX_MULTIPLE
-        n_threads = n_threads or os.cpu_count() or 1
+        n_threads = n_threads or default_threads()
         first = self.bundle.levels[0]
         with native.captured_log() as lines:
             try:
@@ -163,6 +164,11 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
         self.method = method
 
     @property
+    def precisions(self) -> tuple[int, ...]:
+        """The precisions that prompts and answers use as configured, from the highest to the lowest."""
+        return tuple(sorted({self._prefill, *self._scheduler.precisions}, reverse=True))
+
+    @property
     def precision(self) -> int:
         """The precision of the next evaluation."""
         return self._precision
@@ -198,7 +204,7 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
             raise ContextFullError(
                 f"a prompt of {len(tokens)} tokens in a context of {self._n_ctx}", "shorten it, or raise --ctx-size"
             )
-        for precision in (self._prefill, *self._scheduler.precisions):
+        for precision in self.precisions:
             self.levels.load(precision)
         if reset:
             # llama_cpp keeps what is left of the old tokens, and evaluates at least one token again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from pmpd_edge.bundle import Switch
@@ -66,8 +67,8 @@ class GenerationStats:
     @property
     def switches(self) -> list[Switch]:
         """The changes of precision between two tokens, by the decode step that made them."""
-        pairs = zip(self.precisions, self.precisions[1:], strict=False)
-        return [Switch(step, after) for step, (before, after) in enumerate(pairs, start=1) if before != after]
+        pairs = enumerate(pairwise(self.precisions), start=1)
+        return [Switch(step, after) for step, (before, after) in pairs if before != after]
 
     def to_dict(self) -> dict[str, Any]:
         """The statistics for programs, derived figures included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import numpy as np
 from pmpd_edge import native
 
 L = native.load()
+L.llama_backend_init()
+
 F32, F16, Q8_0 = 0, 1, 8  # enum ggml_type
 
 
 class Model:
     """A loaded GGUF file."""
 
-    def __init__(self, path: Path, *, n_gpu_layers: int = 0, overrides: Any = None) -> None:
+    def __init__(self, path: Path, *, overrides: Any = None) -> None:
         params = L.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params.n_gpu_layers = int(os.environ.get("PMPD_TEST_GPU_LAYERS", "0"))
         if overrides is not None:
             params.kv_overrides = overrides
         with native.captured_log() as lines:

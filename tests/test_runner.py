@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from capi import Context, Model
-from gguf_models import quantize, write_llama
 
 from pmpd_edge import Pmpd, bundle, native
+from pmpd_edge.bench.random_model import quantize, write_llama
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.schedule import Evaluation
 
@@ -242,7 +242,7 @@ def test_an_empty_prompt(llm):
     [
         ({"method": "medium"}, "no method 'medium'"),
         ({"scheduler": "fixed:3"}, "no level of precision 3"),
-        ({"scheduler": "static:8@1,4@x"}, "'x' is not a number"),
+        ({"scheduler": "static:8@1,4@x"}, "'x' in a schedule is not a number"),
         ({"scheduler": "static:8@2"}, "steps"),
         ({"scheduler": "sometimes"}, "no scheduler 'sometimes'"),
         ({"high_steps": -1}, "-1 high steps"),
@@ -267,9 +267,7 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         levels.append(bundle.Level(precision, (path.name,)))
     source.unlink()
     schedule = bundle.StaticSchedule((bundle.Switch(1, 8), bundle.Switch(3, 4)), 16)
-    bundle.write(
-        bundle.Bundle(folder, "slow", {}, "llama", 1, 2048, "", "separate", files, tuple(levels), 8, schedule)
-    )
+    bundle.write(bundle.Bundle(folder, "slow", {}, "llama", 1, 2048, "", "separate", files, tuple(levels), 8, schedule))
     return folder
 
 

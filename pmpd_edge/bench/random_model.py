@@ -1,4 +1,7 @@
-"""Writes small random Llama GGUF files, so that the C side can be tested without torch and on any shape."""
+"""Random Llama GGUF files of any shape, for measuring and for testing the C side: no torch, no download.
+
+They borrow the default model's tokenizer. Needs the package `gguf`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from pmpd_edge import native
-from pmpd_edge.bundle import default_bundle
+from pmpd_edge.bundle import default_bundle, load
 
-TOKENIZER_FROM = default_bundle() / "translator-7m-q8.gguf"
+Matrix = npt.NDArray[np.float32]
 
 # enum llama_ftype
 FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18}
@@ -21,7 +25,8 @@ FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K": 12, "Q4_
 
 def tokenizer_fields() -> dict[str, tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]:
     """The `tokenizer.*` metadata of the default model: key -> (value, type, element type)."""
-    reader = gguf.GGUFReader(TOKENIZER_FROM)
+    default = load(default_bundle())
+    reader = gguf.GGUFReader(default.paths(default.levels[0])[0])
     fields = {}
     for key, field in reader.fields.items():
         if key.startswith("tokenizer."):
@@ -43,14 +48,16 @@ def write_llama(
     seed: int = 0,
     metadata: Mapping[str, float | int] | None = None,
     tokenizer: Callable[[dict[str, Any]], None] = lambda fields: None,
-    weights: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array,
+    weights: Callable[[str, Matrix], Matrix] = lambda name, array: array,
+    dtype: npt.DTypeLike = np.float32,
 ) -> Path:
-    """Write an F32 Llama with the default model's tokenizer and random weights.
+    """Write a Llama with the default model's tokenizer and random weights.
 
     Args:
         metadata: hyperparameters (keys without the architecture) that replace the usual ones.
         tokenizer: changes the tokenizer's fields in place.
-        weights: maps a tensor's name and values to what is written.
+        weights: maps a matrix's name and float32 values to what is written.
+        dtype: of the matrices, float32 or float16.
     """
     rng = np.random.default_rng(seed)
     fields = tokenizer_fields()
@@ -80,7 +87,7 @@ def write_llama(
 
     def matrix(name: str, rows: int, columns: int) -> None:
         array = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(columns)
-        writer.add_tensor(name, weights(name, array.astype(np.float32)))
+        writer.add_tensor(name, weights(name, array.astype(np.float32)).astype(dtype))
 
     def norm(name: str) -> None:
         writer.add_tensor(name, (1 + 0.1 * rng.standard_normal(hidden)).astype(np.float32))

@@ -64,9 +64,9 @@ def make_scheduler(spec: str, bundle: Bundle, high_steps: int | None = None) -> 
     if kind == "fixed" and argument:
         if high_steps is not None:
             raise PmpdError("high steps have no meaning for a fixed scheduler", "leave them out")
-        scheduler = FixedScheduler(_integer(argument, spec))
+        scheduler = FixedScheduler(_integer(argument))
     elif kind == "static":
-        schedule = _parse_switches(argument, spec, bundle.schedule.max_new_tokens) if argument else bundle.schedule
+        schedule = parse_switches(argument, bundle.schedule.max_new_tokens) if argument else bundle.schedule
         scheduler = StaticScheduler(schedule if high_steps is None else with_high_steps(schedule, high_steps))
     else:
         raise PmpdError(f"no scheduler {spec!r}", "choose static, static:PRECISION@STEP,... or fixed:PRECISION")
@@ -75,14 +75,17 @@ def make_scheduler(spec: str, bundle: Bundle, high_steps: int | None = None) -> 
     return scheduler
 
 
-def _parse_switches(text: str, spec: str, max_new_tokens: int) -> StaticSchedule:
+def parse_switches(text: str, max_new_tokens: int) -> StaticSchedule:
+    """Read `8@1,4@86`: precision 8 from step 1, 4 from step 86; raises PmpdError where it is not of that form."""
     parts = [part.partition("@") for part in text.split(",")]
-    switches = [Switch(step=_integer(step, spec), precision=_integer(precision, spec)) for precision, _, step in parts]
+    switches = [Switch(step=_integer(step), precision=_integer(precision)) for precision, _, step in parts]
     return StaticSchedule(tuple(switches), max_new_tokens)
 
 
-def _integer(text: str, spec: str) -> int:
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise PmpdError(f"scheduler {spec!r}: {text!r} is not a number", "write static:8@1,4@86 or fixed:4") from None
+        raise PmpdError(
+            f"{text!r} in a schedule is not a number", "write PRECISION@STEP,..., like 8@1,4@86, or a PRECISION"
+        ) from None

@@ -9,9 +9,9 @@ import numpy as np
 import psutil
 import pytest
 from capi import F16, F32, Q8_0, Context, L, Model
-from gguf_models import quantize, write_llama, write_lora
 
 from pmpd_edge import bundle, native
+from pmpd_edge.bench.random_model import quantize, write_llama, write_lora
 from pmpd_edge.errors import NativeError
 
 PROMPT = np.random.default_rng(1).integers(300, 4000, 24).tolist()

@@ -1,0 +1,1 @@
+"""Measuring what a device gains: for now, the random models to measure with."""

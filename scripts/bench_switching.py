@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""What switching costs, on a random model of a billion parameters: the figures of docs/benchmarks/switching.md.
+
+    python scripts/bench_switching.py --llama-bench build/.../llama-bench --work DIR > docs/benchmarks/switching.md
+
+Three ratios, each of times taken in this one run, by turns, so that they travel between machines where times do not:
+decode through `Pmpd` at a fixed level against llama-bench on the same file; a static run against the sum of its parts
+(prefill, high steps, low steps, each at the same position in a run that does not switch); the first step after a
+switch against a normal one. Then the peak memory of a run with two levels against what it has to hold. Run it alone:
+two compute threads spin at barriers, and any other busy process slows them many times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from pmpd_edge import Pmpd, bundle
+from pmpd_edge.bench.random_model import quantize, write_llama
+
+SHAPE = {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "ff": 5632, "metadata": {"context_length": 2048}}
+LEVELS = ((8, "Q8_0"), (4, "Q4_K"))
+N_CTX = 1024
+
+
+def make_bundle(folder: Path) -> bundle.Bundle:
+    """The random model at two precisions; made once, then found again."""
+    if (folder / bundle.MANIFEST).exists():
+        return bundle.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    print("making the random model ...", file=sys.stderr)
+    source = write_llama(folder / "f16.gguf", dtype=np.float16, **SHAPE)
+    files, levels = {}, []
+    for precision, kind in LEVELS:
+        path = quantize(source, folder / f"random-1b-q{precision}.gguf", kind)
+        size = path.stat().st_size
+        files[path.name] = bundle.WeightsFile(kind, size, bundle.sha256_file(path), float(precision))
+        levels.append(bundle.Level(precision, (path.name,)))
+    source.unlink()
+    schedule = bundle.StaticSchedule((bundle.Switch(1, 8), bundle.Switch(33, 4)), 96)
+    made = bundle.Bundle(
+        folder, "random-1b", {}, "llama", 986_000_000, 2048, "", "separate", files, tuple(levels), 8, schedule
+    )
+    bundle.write(made)
+    return made
+
+
+def llama_bench(program: Path, model: Path, threads: int, n: int) -> float:
+    """Decode tokens/s of llama-bench."""
+    command = [program, "-m", model, "-p", 0, "-n", n, "-t", threads, "-fa", 1, "-mmp", 0, "-r", 1, "-o", "json"]
+    out = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
+    return float(json.loads(out)[0]["avg_ts"])
+
+
+@dataclass
+class Run:
+    """Seconds of a generation: prefill with the first token, then each step, as the caller sees them."""
+
+    prefill: float
+    steps: list[float]
+
+
+def generate(llm: Pmpd, prompt: list[int], n_steps: int) -> Run:
+    """Time a generation from outside, sampling and Python included."""
+    llm.reset()
+    stamps = [perf_counter()]
+    for _ in llm.generate(prompt, temp=0.0):
+        stamps.append(perf_counter())
+        if len(stamps) == n_steps + 2:
+            break
+    seconds = [b - a for a, b in pairwise(stamps)]
+    return Run(seconds[0], seconds[1:])
+
+
+def by_step(runs: list[Run]) -> list[float]:
+    """The median of each step over several runs."""
+    return [statistics.median(step) for step in zip(*(run.steps for run in runs), strict=True)]
+
+
+def compare_with_llama_bench(args: argparse.Namespace, made: bundle.Bundle, llm: Pmpd) -> Iterator[str]:
+    yield "| level | llama-bench, t/s | Pmpd, t/s | ratio |"
+    yield "|---|---|---|---|"
+    for level in made.levels:
+        llm.configure(scheduler=f"fixed:{level.precision}")
+        theirs, ours = [], []
+        for _ in range(args.repetitions):
+            theirs.append(llama_bench(args.llama_bench, made.paths(level)[0], args.threads, 64))
+            ours.append(64 / sum(generate(llm, [1], 64).steps))
+        a, b = statistics.median(theirs), statistics.median(ours)
+        ratio = statistics.median(y / x for x, y in zip(theirs, ours, strict=True))
+        yield f"| {made.files[level.weights[0]].type} | {a:.1f} | {b:.1f} | **{ratio:.3f}** |"
+
+
+def compare_with_parts(args: argparse.Namespace, llm: Pmpd) -> Iterator[str]:
+    prompt = np.random.default_rng(0).integers(300, 4000, 256).tolist()
+    n_steps, switch = 96, 32
+    runs: dict[str, list[Run]] = {"fixed:8": [], "fixed:4": [], "static": []}
+    for _ in range(args.repetitions):
+        for scheduler, done in runs.items():
+            llm.configure(scheduler=scheduler)
+            done.append(generate(llm, prompt, n_steps))
+    high, low = by_step(runs["fixed:8"]), by_step(runs["fixed:4"])
+    prefill = statistics.median(run.prefill for done in runs.values() for run in done)
+    parts = prefill + sum(high[:switch]) + sum(low[switch:])
+    whole = statistics.median(run.prefill + sum(run.steps) for run in runs["static"])
+    first = statistics.median(run.steps[switch] / statistics.median(run.steps[switch + 1 :]) for run in runs["static"])
+    yield f"| prefill of {len(prompt)} tokens | {prefill:.3f} s |"
+    yield "|---|---|"
+    yield f"| {switch} steps at Q8_0, {n_steps - switch} at Q4_K, taken apart | {parts - prefill:.3f} s |"
+    yield f"| the parts, summed | {parts:.3f} s |"
+    yield f"| the static run | {whole:.3f} s |"
+    yield f"| static run / parts | **{whole / parts:.3f}** |"
+    yield f"| first step after the switch / a normal one | **{first:.3f}** |"
+    alternating = switch_every_token(args, llm, prompt)
+    mean = (statistics.median(high) + statistics.median(low)) / 2
+    yield f"| a step when every step switches / mean of the two levels' steps | {alternating / mean:.3f} |"
+
+
+def switch_every_token(args: argparse.Namespace, llm: Pmpd, prompt: list[int]) -> float:
+    steps = ",".join(f"{8 if step % 2 else 4}@{step}" for step in range(1, 65))
+    llm.configure(scheduler=f"static:{steps}")
+    return statistics.median(statistics.mean(generate(llm, prompt, 64).steps) for _ in range(args.repetitions))
+
+
+MEMORY = "--measure-memory"
+
+
+def peak_memory(args: argparse.Namespace, made: bundle.Bundle) -> Iterator[str]:
+    command = [sys.executable, __file__, "--work", str(args.work), "--threads", str(args.threads), MEMORY]
+    out = subprocess.run(command, check=True, capture_output=True, text=True)
+    measured = json.loads(out.stdout)
+    compute = sum(float(size) for size in re.findall(r"compute buffer size = +([\d.]+) MiB", out.stderr))
+    kv = sum(float(size) for size in re.findall(r"KV buffer size = +([\d.]+) MiB", out.stderr))
+    files = sum(file.bytes for file in made.files.values()) / 2**20
+    needed = files + kv + compute
+    yield "| what | MiB |"
+    yield "|---|---|"
+    yield f"| the two files | {files:.0f} |"
+    yield f"| KV cache of {N_CTX} tokens | {kv:.0f} |"
+    yield f"| compute buffers | {compute:.0f} |"
+    yield f"| peak resident size of the process | {measured['peak_mib']:.0f} |"
+    yield f"| peak / (files + KV + compute) | **{measured['peak_mib'] / needed:.3f}** |"
+
+
+def measure_memory(made: bundle.Bundle, threads: int) -> None:
+    llm = Pmpd(made.path, n_threads=threads, n_ctx=N_CTX, verbose=True)
+    generate(llm, list(range(300, 556)), 48)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mib": peak}))
+
+
+def machine() -> str:
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    features = [name for name in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm") if name in text]
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {' '.join(features)}; {platform.platform()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="where the random model is made and kept")
+    parser.add_argument("--llama-bench", type=Path, help="llama-bench of the same llama.cpp")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument(MEMORY, action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    made = make_bundle(args.work)
+    if args.measure_memory:
+        measure_memory(made, args.threads)
+        return
+    if not args.llama_bench:
+        parser.error("--llama-bench is needed")
+
+    import llama_cpp
+
+    load = os.getloadavg()[0]
+    print("# What switching costs\n")
+    print("Made by `python scripts/bench_switching.py --llama-bench .../llama-bench --work DIR`.\n")
+    print(f"Machine: {machine()}. llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, flash attention,")
+    print(f"{args.repetitions} repetitions by turns, medians; load average before the start {load:.2f}.")
+    print("Model: random weights, 2048 wide, 22 layers, 0.99 billion parameters, Q8_0 and Q4_K.\n")
+    memory = list(peak_memory(args, made))
+    llm = Pmpd(made.path, n_threads=args.threads, n_ctx=N_CTX)
+    generate(llm, [1], 16)
+    sections = {
+        "Decode at a fixed level": compare_with_llama_bench(args, made, llm),
+        "A static run and its parts": compare_with_parts(args, llm),
+        "Memory of a run with two levels": iter(memory),
+    }
+    for title, lines in sections.items():
+        print(f"## {title}\n\n" + "\n".join(lines) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,443 @@
+"""The command line (pmpd_edge/cli.py): options, output, errors and exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pmpd_edge import __version__, bundle, chat, cli_ui, native, schedule
+from pmpd_edge.bundle import Bundle, Level, StaticSchedule, Switch, WeightsFile
+from pmpd_edge.cli import CACHE_TYPES, PRECISIONS, cli
+from pmpd_edge.errors import ConvertError, NativeError
+
+ROOT = Path(__file__).parent.parent
+
+try:
+    native.load()
+    NO_LIBRARY = ""
+except NativeError as error:
+    NO_LIBRARY = f"the patched llama.cpp library is not here: {error}"
+
+needs_library = [pytest.mark.native, pytest.mark.skipif(bool(NO_LIBRARY), reason=NO_LIBRARY)]
+needs_model = pytest.mark.skipif(not bundle.default_bundle().is_dir(), reason="the model of the package is not here")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def process(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pmpd_edge.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, **options)
+
+
+def make_bundle(path: Path, layout: str = "separate") -> Bundle:
+    """A bundle whose files are no models."""
+    path.mkdir(parents=True)
+    types = {"m-q8.gguf": ("Q8_0", 8.5), "m-q4.gguf": ("Q4_K", 4.5)}
+    for name in types:
+        (path / name).write_bytes(b"GGUF" + name.encode() * 100_000)
+    files = {
+        name: WeightsFile(kind, (path / name).stat().st_size, bundle.sha256_file(path / name), bpw)
+        for name, (kind, bpw) in types.items()
+    }
+    high = ("m-q4.gguf", "m-q8.gguf") if layout == "nested" else ("m-q8.gguf",)
+    made = Bundle(
+        path=path,
+        name="m",
+        source={"repo": "org/m", "revision": "abc"},
+        architecture="llama",
+        parameters=1_234_567,
+        context_length=512,
+        tokenizer_sha256="0",
+        layout=layout,
+        files=files,
+        levels=(Level(8, high), Level(4, ("m-q4.gguf",))),
+        prefill=8,
+        schedule=StaticSchedule((Switch(1, 8), Switch(86, 4)), 256),
+    )
+    bundle.write(made)
+    return made
+
+
+# The whole
+
+
+def test_help_imports_nothing_heavy_and_no_verb() -> None:
+    code = (
+        "import sys; from pmpd_edge.cli import cli\n"
+        "for arguments in ([], ['chat'], ['convert'], ['info']):\n"
+        "    cli([*arguments, '--help'], standalone_mode=False)\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
+    assert "Commands:" in done.stdout
+    heavy = {"torch", "transformers", "numpy", "llama_cpp", "huggingface_hub", "jinja2"}
+    verbs = {"pmpd_edge.chat", "pmpd_edge.convert", "pmpd_edge.bundle", "pmpd_edge.runner"}
+    assert "pmpd_edge.cli" in done.stderr.split()
+    assert not (heavy | verbs) & set(done.stderr.split())
+
+
+def test_the_command_reference_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("write_commands", ROOT / "scripts" / "write_commands.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python scripts/write_commands.py"
+
+
+def test_the_choices_are_those_of_the_packages_below() -> None:
+    # They are written out in cli.py so that --help imports nothing.
+    options = {parameter.name: parameter for parameter in cli.commands["chat"].params}
+    assert tuple(options["method"].type.choices) == schedule.METHODS  # type: ignore[attr-defined]
+    assert {field.name for field in dataclasses.fields(chat.Settings)} <= options.keys()
+    assert tuple(map(int, PRECISIONS)) == bundle.PRECISIONS
+    for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty"):
+        assert options[name].default == getattr(chat.Settings(), name)
+
+
+def test_version() -> None:
+    assert run("--version").output == f"pmpd-edge, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["chat", "--method", "slow"], "Invalid value for '--method'"),
+        (["chat", "--temperature", "-1"], "Invalid value for '--temperature'"),
+        (["chat", "--json"], "--json needs --prompt."),
+        (["convert", "a"], "Missing argument 'OUT'"),
+        (["convert", "a", "b", "--precisions", "8,7"], "give some of 16,8,6,5,4,3,2, each once"),
+        (["convert", "a", "b", "--precisions", "4,4"], "give some of 16,8,6,5,4,3,2, each once"),
+        (["convert", "a", "b", "--type", "Q4_K"], "write PRECISION=TYPE, like 4=Q4_K"),
+        (["convert", "a", "b", "--schedule", "8@x"], "Invalid value for '--schedule'"),
+        (["convert", "a", "b", "--schedule", "8@2"], "Invalid value for '--schedule'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], reason: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert reason in result.stderr
+
+
+def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
+    done = process("info", tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"Error: {tmp_path}: not a bundle (no pmpd.json): ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_before_and_after_the_verb(tmp_path: Path) -> None:
+    for arguments in (["--debug", "info", tmp_path], ["info", tmp_path, "--debug"]):
+        done = process(*arguments)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr and "BundleError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "Error: /x: Permission denied\n"),
+        (KeyError("x"), "Error: unexpected KeyError ('x'): run again with --debug and report what it says\n"),
+        (ValueError("a\nb"), "Error: unexpected ValueError (a b): run again with --debug and report what it says\n"),
+    ],
+)
+def test_no_other_exception_shows_a_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(bundle, "load", fail)
+    result = run("info", ".")
+    assert (result.stderr, result.exit_code) == (line, 1)
+
+
+def test_ctrl_c_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle, "load", interrupt)
+    result = run("info", ".")
+    assert (result.output, result.exit_code) == ("", 130)
+
+
+def test_a_reader_that_goes_away_ends_the_program_quietly(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "m")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pmpd_edge.cli", "info", str(made.path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
+    os.close(writer)
+    assert (done.stderr, done.returncode) == ("", 141)
+
+
+# info
+
+
+def test_info_shows_levels_and_schedule(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "m")
+    assert (
+        run("info", tmp_path / "m").output
+        == """\
+m
+  source     org/m@abc
+  model      llama, 1.23 M parameters, context 512
+  layout     separate
+  prefill    8 bits
+  predictor  none
+  hashes     not checked (--verify checks them)
+  schedule   8 ━━━━━━━━━━━━━━━━ 4 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+             1                  86                                   256
+
+  precision  type    size   bpw  file
+  8          Q8_0  900 kB  8.50  m-q8.gguf
+  4          Q4_K  900 kB  4.50  m-q4.gguf
+"""
+    )
+
+
+def test_info_adds_up_the_files_of_a_nested_level(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "m", layout="nested")
+    assert "  8          Q4_K + Q8_0  1.8 MB  13.00  m-q4.gguf + m-q8.gguf\n" in run("info", tmp_path / "m").output
+
+
+def test_info_json_is_the_manifest(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "m")
+    result = run("info", made.path, "--json")
+    assert json.loads(result.stdout) == json.loads((made.path / bundle.MANIFEST).read_text())
+
+
+def test_info_verify(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "m")
+    assert "hashes     all match\n" in run("info", made.path, "--verify").output
+    file = made.path / "m-q4.gguf"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    result = run("info", made.path, "--verify")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {file}: damaged (its SHA-256 is not")
+    assert run("info", made.path).exit_code == 0
+
+
+@needs_model
+def test_info_without_a_bundle_shows_the_model_of_the_package() -> None:
+    assert run("info").output.startswith("translator-7m\n")
+
+
+@pytest.mark.parametrize(
+    ("switches", "end", "line"),
+    [
+        ([(1, 4)], 10, "4 " + "━" * 53 + "\n1" + " " * 55 + "10"),
+        ([(1, 8), (2, 4), (3, 2)], 1000, "8 ━ 4 ━ 2 " + "━" * 53 + "\n1  2  3" + " " * 55 + "1000"),
+        ([(1, 8), (300, 4)], 256, None),
+    ],
+)
+def test_a_schedule_is_drawn_to_scale_with_room_for_every_step(
+    switches: list[tuple[int, int]], end: int, line: str | None
+) -> None:
+    drawn = cli_ui.schedule_line(StaticSchedule(tuple(Switch(*switch) for switch in switches), end))
+    bar, steps = drawn.split("\n")
+    for step, precision in switches:
+        assert bar[steps.split().index(str(step)) and steps.index(f" {step}") + 1] == str(precision)
+    assert line is None or len(bar) < len(line)
+
+
+# Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def test_progress_says_nothing_for_two_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with cli_ui.Progress() as progress:
+        clock.now += 1.9
+        progress("Writing", 0.9)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_draws_label_share_and_time_left_on_a_terminal(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with cli_ui.Progress() as progress:
+        clock.now += 30
+        progress("Writing", 0.25)
+        progress("Writing", 0.26)  # too early to draw again
+    assert capsys.readouterr().err == f"\r\x1b[K{'Writing':<32} {'━' * 6:<24}  25%, 1:30 left\r\x1b[K"
+
+
+def test_progress_in_a_pipe_is_a_line_for_every_label(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with cli_ui.Progress() as progress:
+        clock.now += 3
+        for label in ("Reading", "Reading", "Writing"):
+            progress(label, 0.5)
+    assert capsys.readouterr().err == "Reading ...\nWriting ...\n"
+
+
+# convert
+
+
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Puts a converter in place that notes what it is asked for and makes a bundle without a model."""
+    calls: list[dict[str, Any]] = []
+
+    def convert(source: Path, out: Path, **options: Any) -> Bundle:
+        calls.append({"source": source, "out": out, **options})
+        options["progress"]("Writing", 0.5)
+        return make_bundle(out)
+
+    module = ModuleType("pmpd_edge.convert")
+    module.convert = convert  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pmpd_edge.convert", module)
+    return calls
+
+
+def test_convert_passes_its_options_on_and_shows_a_table(tmp_path: Path, converted: list[dict[str, Any]]) -> None:
+    options = "--precisions 8,4 --type 4=q4_0 --schedule 8@1,4@9 --max-new-tokens 30 --threads 3 --overwrite".split()  # noqa: SIM905
+    result = run("convert", "source", tmp_path / "m", *options)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert result.stdout.splitlines()[0].split() == ["precision", "type", "size", "bpw", "file"]
+    call = converted[0]
+    assert call.pop("progress") is not None
+    assert call == {
+        "source": Path("source"),
+        "out": tmp_path / "m",
+        "precisions": (8, 4),
+        "types": {4: "Q4_0"},
+        "schedule": StaticSchedule((Switch(1, 8), Switch(9, 4)), 30),
+        "max_new_tokens": 30,
+        "threads": 3,
+        "overwrite": True,
+        "trust_remote_code": False,
+    }
+
+
+def test_convert_json_and_quiet(tmp_path: Path, converted: list[dict[str, Any]]) -> None:
+    result = run("convert", "source", tmp_path / "m", "--json")
+    assert json.loads(result.output) == json.loads((tmp_path / "m" / bundle.MANIFEST).read_text())
+    assert run("convert", "source", tmp_path / "n", "--quiet").output == ""
+
+
+def test_convert_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, converted: list[dict[str, Any]]) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConvertError("source: no config.json", "give the directory of a model")
+
+    monkeypatch.setattr(sys.modules["pmpd_edge.convert"], "convert", fail)
+    result = run("convert", "source", "out")
+    assert (result.stderr, result.exit_code) == ("Error: source: no config.json: give the directory of a model\n", 1)
+
+
+def test_convert_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_spec(self: Any, name: str, *_: Any) -> None:
+        if name == "pmpd_edge.convert":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.delitem(sys.modules, "pmpd_edge.convert", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [type("Finder", (), {"find_spec": find_spec})(), *sys.meta_path])
+    result = run("convert", "source", "out")
+    assert result.stderr == "Error: converting needs torch: pip install 'pmpd-edge[convert]'\n"
+
+
+# chat, with the model of the package
+
+
+@needs_model
+class TestChat:
+    pytestmark = needs_library
+
+    def test_json(self) -> None:
+        done = process("chat", "--threads", "1", "--prompt", "Ein Mann geht im Park.", "--json", "--high-steps", "2")
+        document = json.loads(done.stdout)
+        assert set(document) == {"text", "tokens", "stats"} and done.returncode == 0
+        assert "".join(token["text"] for token in document["tokens"]) == document["text"] != ""
+        assert [token["precision"] for token in document["tokens"]][:4] == [8, 8, 8, 4]
+        assert all(set(token) == {"id", "text", "precision"} for token in document["tokens"])
+        assert document["stats"]["switches"][0] == {"step": 3, "precision": 4}
+        assert document["stats"]["decode_steps"] == len(document["tokens"]) - 1
+        assert done.stderr == ""
+
+    def test_a_precision_that_does_not_exist(self) -> None:
+        result = run("chat", "--scheduler", "fixed:5", "--prompt", "Hallo")
+        assert result.exit_code == 1
+        assert (
+            result.stderr.startswith("Error: ") and "no level of precision 5: choose one of 8, 4, 2\n" in result.stderr
+        )
+
+    def test_a_prompt_longer_than_the_context(self) -> None:
+        result = run("chat", "--threads", "1", "--prompt", "Hallo " * 600)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1
+        assert "does not fit: the context has 512, of which" in result.stderr
+
+    def test_an_answer_that_reaches_the_end_of_the_context_stops_there(self) -> None:
+        options = ["--temperature", "1000000", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "2"]
+        result = run(
+            "chat", "--ctx-size", "256", "--threads", "1", "--prompt", "Hallo", "--max-new-tokens", "300", *options
+        )
+        assert result.exit_code == 0, result.output
+        assert result.stderr.endswith(" · the context is full\n")
+
+    @pytest.mark.parametrize("size", ["100", "300"])
+    def test_any_context_size_works(self, size: str) -> None:
+        result = run("chat", "--ctx-size", size, "--threads", "1", "--prompt", "Ein Hund.", "--max-new-tokens", "5")
+        assert result.exit_code == 0, result.output
+
+    def test_a_manifest_of_another_version(self, tmp_path: Path) -> None:
+        made = make_bundle(tmp_path / "m")
+        manifest = made.path / bundle.MANIFEST
+        manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+        result = run("chat", made.path, "--prompt", "Hallo")
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: {manifest}: format version 2, this program reads 1: ")
+
+    def test_a_missing_bundle(self, tmp_path: Path) -> None:
+        result = run("chat", tmp_path / "none", "--prompt", "Hallo")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"Error: {tmp_path / 'none'}: no such bundle: ")
+
+    def test_a_file_that_is_no_model(self, tmp_path: Path) -> None:
+        made = make_bundle(tmp_path / "m")
+        result = run("chat", made.path, "--prompt", "Hallo")
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1
+        assert result.stderr.startswith(f"Error: {made.path / 'm-q8.gguf'}: ")
+
+    def test_an_empty_prompt(self) -> None:
+        assert run("chat", "--prompt", " ").stderr == "Error: an empty prompt: give a text to answer\n"
+
+    @pytest.mark.parametrize("kind", ["q8_0", "f32"])
+    def test_the_cache_takes_other_types(self, kind: str) -> None:
+        result = run("chat", "--threads", "1", "--cache-type-k", kind, "--cache-type-v", kind, "--prompt", "Ein Hund.")
+        assert result.exit_code == 0 and result.stdout.startswith("A dog")
+
+    def test_a_quantised_v_cache_without_flash_attention_is_one_error(self) -> None:
+        result = run("chat", "--no-flash-attn", "--cache-type-v", "q8_0", "--prompt", "Ein Hund.")
+        assert result.exit_code == 1 and "flash_attn" in result.stderr and result.stderr.count("\n") == 1
+
+    def test_verbose_shows_what_the_library_logs(self) -> None:
+        done = process("chat", "--threads", "1", "--verbose", "--prompt", "Ein Hund.")
+        assert "llama_context" in done.stderr and done.stdout.startswith("A dog")
+
+    def test_every_cache_type_is_known_to_the_library(self) -> None:
+        llama_cpp = native.load()
+        assert all(hasattr(llama_cpp, f"GGML_TYPE_{name.upper()}") for name in CACHE_TYPES)
