@@ -261,7 +261,7 @@ settings_options = _options(
 
 model_options = _options(
     _number("--threads", click.IntRange(1), "CPU threads.", "one for each fast physical core"),
-    _number("--n-gpu-layers", click.IntRange(-1), "Layers on the GPU; -1: all.", "none"),
+    _number("--n-gpu-layers", click.IntRange(-1), "Layers on the GPU; -1: all.", "all, if it was built for one"),
     _number(
         "--ctx-size",
         click.IntRange(1),

@@ -88,7 +88,7 @@ def _install_log(llama_cpp: ModuleType) -> None:
 
     last = 0
 
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    @llama_cpp.llama_log_callback
     def log(level: int, text: bytes, _: Any) -> None:
         nonlocal last
         last = last if level == _CONTINUED else level

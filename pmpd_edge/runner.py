@@ -52,7 +52,7 @@ class _Run:
     in_prefill: bool = True
 
 
-class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
+class Pmpd(llama_cpp.Llama):
     """A bundle in a llama.cpp context, decoding with progressive mixed precision.
 
     Args:
@@ -62,6 +62,7 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
         high_steps: for the static scheduler: decode steps before its first switch.
         keep_low_kv: reuse KV rows of earlier answers although they were computed at a lower precision than prefill's:
             quicker turns, at a cost in quality that `stats.reused_low_tokens` shows.
+        n_gpu_layers: layers on the GPU; -1, the default, is all of them, where the build has a GPU backend.
         n_ctx: context size in tokens; by default what the model was trained on, at most 4096.
         use_mmap: map the weights instead of reading them. Off by default: the weight types that the CPU repacks would
             be held twice.
@@ -73,6 +74,8 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
         PmpdError: an option does not fit; the message says which.
     """
 
+    n_tokens: int  # in the KV cache; declared by llama_cpp, which has no types
+
     def __init__(
         self,
         bundle: str | os.PathLike[str] | None = None,
@@ -81,6 +84,7 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
         scheduler: str | Scheduler = "static",
         high_steps: int | None = None,
         keep_low_kv: bool = False,
+        n_gpu_layers: int = -1,
         n_ctx: int | None = None,
         use_mmap: bool = False,
         flash_attn: bool = True,
@@ -114,6 +118,7 @@ class Pmpd(llama_cpp.Llama):  # type: ignore[misc]
             try:
                 super().__init__(
                     str(self.bundle.paths(first)[0]),
+                    n_gpu_layers=n_gpu_layers,
                     n_ctx=n_ctx,
                     use_mmap=use_mmap,
                     flash_attn=flash_attn,

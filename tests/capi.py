@@ -15,6 +15,7 @@ from pmpd_edge import native
 L = native.load()
 L.llama_backend_init()
 
+GPU_LAYERS = int(os.environ.get("PMPD_TEST_GPU_LAYERS", "0"))
 F32, F16, Q8_0 = 0, 1, 8  # enum ggml_type
 
 
@@ -23,7 +24,7 @@ class Model:
 
     def __init__(self, path: Path, *, overrides: Any = None) -> None:
         params = L.llama_model_default_params()
-        params.n_gpu_layers = int(os.environ.get("PMPD_TEST_GPU_LAYERS", "0"))
+        params.n_gpu_layers = GPU_LAYERS
         if overrides is not None:
             params.kv_overrides = overrides
         with native.captured_log() as lines:

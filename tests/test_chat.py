@@ -19,24 +19,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pmpd_edge import bundle as bundles
-from pmpd_edge import chat, cli_ui, native, schedule
+from pmpd_edge import chat, cli_ui, schedule
 from pmpd_edge.chat_template import Message, Prompt, render
 from pmpd_edge.cli import cli
-from pmpd_edge.errors import Cancelled, NativeError, PmpdError
+from pmpd_edge.errors import Cancelled, PmpdError
 from pmpd_edge.stats import GenerationStats
 from pmpd_edge.stream import Sampling, Token
-
-try:
-    native.load()
-    NO_LIBRARY = ""
-except NativeError as error:
-    NO_LIBRARY = f"the patched llama.cpp library is not here: {error}"
-
-needs_model = [
-    pytest.mark.native,
-    pytest.mark.skipif(bool(NO_LIBRARY), reason=NO_LIBRARY),
-    pytest.mark.skipif(not bundles.default_bundle().is_dir(), reason="the model of the package is not here"),
-]
 
 # Transcripts with a fake model
 
@@ -360,7 +348,6 @@ def llm() -> Iterator[Any]:
 
 
 class TestTemplate:
-    pytestmark = needs_model
     TALK: Sequence[Message] = (
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Ein Hund."},
@@ -397,8 +384,6 @@ class TestTemplate:
 
 
 class TestInterrupt:
-    pytestmark = needs_model
-
     def test_ctrl_c_stops_a_prefill_and_the_chat_goes_on(self, llm: Any, capsys: pytest.CaptureFixture[str]) -> None:
         conversation = chat.Conversation(llm, chat.Settings(max_new_tokens=20))
         session = chat.Session(conversation, {}, interactive=True)
@@ -482,8 +467,6 @@ ENDLESS = [
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are Unix's")
 class TestTerminal:
-    pytestmark = needs_model
-
     def test_a_session(self, terminal: Callable[..., Terminal]) -> None:
         session = terminal("--high-steps", "1")
         assert "translator-7m · pmpd · 8 → 4" in session.wait_for("> ")

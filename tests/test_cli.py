@@ -19,18 +19,9 @@ from click.testing import CliRunner, Result
 from pmpd_edge import __version__, bundle, chat, cli_ui, native, schedule
 from pmpd_edge.bundle import Bundle, Level, StaticSchedule, Switch, WeightsFile
 from pmpd_edge.cli import CACHE_TYPES, PRECISIONS, cli
-from pmpd_edge.errors import ConvertError, NativeError
+from pmpd_edge.errors import ConvertError
 
 ROOT = Path(__file__).parent.parent
-
-try:
-    native.load()
-    NO_LIBRARY = ""
-except NativeError as error:
-    NO_LIBRARY = f"the patched llama.cpp library is not here: {error}"
-
-needs_library = [pytest.mark.native, pytest.mark.skipif(bool(NO_LIBRARY), reason=NO_LIBRARY)]
-needs_model = pytest.mark.skipif(not bundle.default_bundle().is_dir(), reason="the model of the package is not here")
 
 
 def run(*arguments: str | Path) -> Result:
@@ -228,7 +219,6 @@ def test_info_verify(tmp_path: Path) -> None:
     assert run("info", made.path).exit_code == 0
 
 
-@needs_model
 def test_info_without_a_bundle_shows_the_model_of_the_package() -> None:
     assert run("info").output.startswith("translator-7m\n")
 
@@ -363,10 +353,7 @@ def test_convert_without_its_packages_says_what_to_install(monkeypatch: pytest.M
 # chat, with the model of the package
 
 
-@needs_model
 class TestChat:
-    pytestmark = needs_library
-
     def test_json(self) -> None:
         done = process("chat", "--threads", "1", "--prompt", "Ein Mann geht im Park.", "--json", "--high-steps", "2")
         document = json.loads(done.stdout)

@@ -10,16 +10,8 @@ import pytest
 
 from pmpd_edge import bundle as bundles
 from pmpd_edge import native, stream
-from pmpd_edge.errors import ContextFullError, NativeError
+from pmpd_edge.errors import ContextFullError
 from pmpd_edge.stream import Sampling, Token
-
-try:
-    native.load()
-    NO_LIBRARY = ""
-except NativeError as error:
-    NO_LIBRARY = f"the patched llama.cpp library is not here: {error}"
-
-needs_library = [pytest.mark.native, pytest.mark.skipif(bool(NO_LIBRARY), reason=NO_LIBRARY)]
 
 BOS, END = 0, 1
 
@@ -192,8 +184,6 @@ def _prompt(llm: Any, sentence: str) -> list[int]:
 
 
 class TestModel:
-    pytestmark = needs_library
-
     def test_the_text_is_that_of_create_completion(self, model: Any) -> None:
         for sentence in SENTENCES:
             prompt = _prompt(model, sentence)

@@ -14,21 +14,16 @@ from pathlib import Path
 import pytest
 from models import TRANSLATOR
 
-from pmpd_edge import bundle, native
+from pmpd_edge import bundle
 from pmpd_edge.convert import convert, staging
-from pmpd_edge.errors import BundleError, ConvertError, NativeError
+from pmpd_edge.errors import BundleError, ConvertError
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX signals are needed")
 
 
 @pytest.fixture(scope="module")
-def library() -> None:
+def torch() -> None:
     pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
-    pytest.importorskip("transformers", reason="transformers is needed: pip install 'pmpd-edge[convert]'")
-    try:
-        native.upstream_dir(), native.load()
-    except NativeError as error:
-        pytest.skip(f"the patched library is needed ({error})")
 
 
 @pytest.fixture
@@ -132,20 +127,17 @@ def test_not_enough_space(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_refused(TRANSLATOR, out, "10.0 MB are free", "needs 3")
 
 
-@pytest.mark.native
-def test_unknown_architecture(library: None, source: Path, out: Path) -> None:
+def test_unknown_architecture(torch: None, source: Path, out: Path) -> None:
     edit_config(source, "LlamaForCausalLM", "FooForCausalLM")
     check_refused(source, out, "architecture FooForCausalLM")
 
 
-@pytest.mark.native
-def test_weights_that_the_configuration_does_not_describe(library: None, source: Path, out: Path) -> None:
+def test_weights_that_the_configuration_does_not_describe(torch: None, source: Path, out: Path) -> None:
     edit_config(source, '"num_hidden_layers": 8', '"num_hidden_layers": 9')
     check_refused(source, out, str(source), "blk.8.attn_norm.weight")
 
 
-@pytest.mark.native
-def test_unrecognised_pre_tokenizer(library: None, source: Path, out: Path) -> None:
+def test_unrecognised_pre_tokenizer(torch: None, source: Path, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model"):
         (source / name).unlink()
     tokenizers = pytest.importorskip("tokenizers")
@@ -155,8 +147,7 @@ def test_unrecognised_pre_tokenizer(library: None, source: Path, out: Path) -> N
     check_refused(source, out, "unrecognised pre-tokenizer")
 
 
-@pytest.mark.native
-def test_missing_torch(library: None, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torch(torch: None, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
@@ -176,10 +167,8 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.native
 @pytest.mark.parametrize("small_disk", [8, 20], indirect=True)  # full in the 16-bit file, full in the first level
-def test_disk_that_becomes_full(library: None, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_becomes_full(torch: None, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "check_space", lambda directory, needed: None)
     check_refused(TRANSLATOR, small_disk / "out", "No space left")
 
@@ -220,10 +209,8 @@ def running_children(partial: str) -> list[str]:
 
 
 @POSIX
-@pytest.mark.slow
-@pytest.mark.native
 @pytest.mark.parametrize(("stage", "delay"), [("16 bits", 1.5), ("8 bits", 0.0), ("2 bits", 0.05)])
-def test_ctrl_c_leaves_nothing(library: None, out: Path, stage: str, delay: float) -> None:
+def test_ctrl_c_leaves_nothing(torch: None, out: Path, stage: str, delay: float) -> None:
     process = start_until(stage, out, delay)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
@@ -233,11 +220,9 @@ def test_ctrl_c_leaves_nothing(library: None, out: Path, stage: str, delay: floa
 
 
 @POSIX
-@pytest.mark.slow
-@pytest.mark.native
 @pytest.mark.parametrize(("stage", "delay"), [("16 bits", 1.5), ("4 bits", 0.0)])
 def test_killed_conversion_is_not_taken_for_a_bundle_and_the_next_one_clears_up(
-    library: None, out: Path, stage: str, delay: float
+    torch: None, out: Path, stage: str, delay: float
 ) -> None:
     process = start_until(stage, out, delay)
     process.kill()

@@ -10,24 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
-pytest.importorskip("transformers", reason="transformers is needed: pip install 'pmpd-edge[convert]'")
-gguf = pytest.importorskip("gguf", reason="gguf is needed: pip install 'pmpd-edge[dev]'")
 
-from models import TRANSLATOR  # noqa: E402
+from models import TRANSLATOR
 
-from pmpd_edge import bundle, native  # noqa: E402
-from pmpd_edge.bundle import Bundle, Switch  # noqa: E402
-from pmpd_edge.convert import convert, gguf_info  # noqa: E402
-from pmpd_edge.errors import NativeError  # noqa: E402
+from pmpd_edge import bundle, native
+from pmpd_edge.bundle import Bundle, Switch
+from pmpd_edge.convert import convert, gguf_info
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.filterwarnings("default"),  # those of transformers and torch are not ours
-]
+pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
 
 TYPES = {16: "BF16", 8: "Q8_0", 4: "Q4_K", 3: "Q3_K", 2: "Q2_K"}
 
@@ -61,10 +56,7 @@ def prompts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> Any:
-    try:
-        return native.load()
-    except NativeError as error:
-        pytest.skip(f"the patched library is needed ({error})")
+    return native.load()
 
 
 @pytest.fixture(scope="module")

@@ -5,31 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
-pytest.importorskip("transformers", reason="transformers is needed: pip install 'pmpd-edge[convert]'")
-gguf = pytest.importorskip("gguf", reason="gguf is needed: pip install 'pmpd-edge[dev]'")
 
-from models import tiny_llama  # noqa: E402
+from models import tiny_llama
 
-from pmpd_edge import native  # noqa: E402
-from pmpd_edge.bundle import Bundle  # noqa: E402
-from pmpd_edge.convert import convert, gguf_info  # noqa: E402
-from pmpd_edge.errors import NativeError  # noqa: E402
+from pmpd_edge import native
+from pmpd_edge.bundle import Bundle
+from pmpd_edge.convert import convert, gguf_info
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.filterwarnings("default"),  # those of transformers and torch are not ours
-]
+pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
 
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> Any:
-    try:
-        return native.load()
-    except NativeError as error:
-        pytest.skip(f"the patched library is needed ({error})")
+    return native.load()
 
 
 def bits_read(path: Path) -> float:

@@ -1,4 +1,8 @@
-"""`llama_set_weights` against the slow way: saved state, restored into a context of the other weights. To the bit."""
+"""`llama_set_weights` against the slow way: saved state, restored into a context of the other weights. To the bit.
+
+On a GPU: PMPD_TEST_GPU_LAYERS=99 GGML_CUDA_DISABLE_FUSION=1 pytest tests/native. (CUDA fuses operations where their
+memory does not overlap; a context that has run larger graphs has other memory, so sums then differ in rounding.)
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from capi import F16, F32, Q8_0, Context, L, Model
+from capi import F16, F32, GPU_LAYERS, Q8_0, Context, L, Model
 
 from pmpd_edge import bundle, native
 from pmpd_edge.bench.random_model import quantize, write_llama, write_lora
@@ -147,9 +151,10 @@ def test_a_sum_of_models_is_the_model_of_the_sum(tmp_path, shape, n):
     exact = {"flash_attn": False, "type_k": F32, "type_v": F32}  # a cache that rounds would blur the comparison
     expected = Context(whole, **exact).decode(PROMPT)
     got = Context(*(Model(part) for part in parts), **exact).decode(PROMPT)
-    assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-4
+    tolerance = 2e-2 if GPU_LAYERS else 1e-4  # GPUs multiply float32 in fewer bits
+    assert np.abs(got - expected).max() / np.abs(expected).max() < tolerance
     alone = Context(Model(parts[0]), **exact).decode(PROMPT)
-    assert np.abs(alone - expected).max() / np.abs(expected).max() > 1e-2, "the residuals make no difference here"
+    assert np.abs(alone - expected).max() / np.abs(expected).max() > 1e-1, "the residuals make no difference here"
 
 
 @pytest.mark.parametrize("set_before_switch", [True, False])
