@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,7 @@ def sha256_file(path: Path, progress: Callable[[int], None] = lambda n_bytes: No
 
 def default_bundle() -> Path:
     """The directory of the small model that ships in the package."""
-    return Path(str(resources.files("pmpd_edge"))) / "models" / DEFAULT_MODEL
+    return Path(__file__).parent / "models" / DEFAULT_MODEL
 
 
 def resolve(source: str | os.PathLike[str] | None) -> Path:
