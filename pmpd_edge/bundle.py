@@ -102,6 +102,12 @@ class Bundle:
         """All precisions, from the highest to the lowest."""
         return tuple(level.precision for level in self.levels)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the hashes of all files: two bundles that share it compute the same numbers."""
+        levels = [[level.precision, [self.files[name].sha256 for name in level.weights]] for level in self.levels]
+        return hashlib.sha256(json.dumps(levels).encode()).hexdigest()
+
     def level(self, precision: int) -> Level:
         """Return the level of a precision; raises BundleError if there is none."""
         for level in self.levels:

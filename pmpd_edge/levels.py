@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from pmpd_edge import native
-from pmpd_edge.bundle import Bundle, Level
-from pmpd_edge.errors import BundleError
+from pmpd_edge.bundle import Bundle
+from pmpd_edge.errors import BundleError, PmpdError
 
 native.load()  # before llama_cpp is first imported
 
@@ -28,32 +28,45 @@ class Levels:
     def __init__(self, bundle: Bundle, context: internals.LlamaContext, model: internals.LlamaModel) -> None:
         self.bundle = bundle
         self._context = context
-        self._params = model.params
-        self._models = {bundle.levels[0].weights[0]: model}
         self._own = model
-        if len(bundle.levels[0].weights) > 1:
-            # The graphs of the level with the most residuals are the largest: room is made for them once, now.
-            self.put(bundle.levels[0].precision)
+        self._models = {bundle.levels[0].weights[0]: model}
+        self._current = (model,)
+        self._fitting: set[int] = set()
 
-    def load(self, precision: int) -> Level:
-        """Load the weights of a level, unless they are there; raises BundleError where that fails."""
-        level = self.bundle.level(precision)
-        for name, path in zip(level.weights, self.bundle.paths(level), strict=True):
-            if name not in self._models:
-                model = load_model(str(path), self._params)
-                model._exit_stack.callback(self._context.close)  # a context goes before its models
-                self._models[name] = model
-        return level
+    def load(self, *precisions: int) -> None:
+        """Load the weights of levels and see that they fit the context, so that switching to them later cannot fail.
 
-    def put(self, precision: int) -> None:
-        """Evaluate what follows at `precision`; the KV cache stays.
+        The highest level comes first: where levels are sums, its graphs are the largest; room is made for them once.
 
         Raises:
             BundleError: there is no such level, or one of its files does not load.
             NativeError: its weights do not match the context's.
         """
-        level = self.load(precision)
-        native.set_weights(self._context.ctx, [self._models[name].model for name in level.weights])
+        for precision in sorted({*precisions} - self._fitting, reverse=True):
+            self._set(self._load(precision))
+            self._set(self._current)
+            self._fitting.add(precision)
+
+    def put(self, precision: int) -> None:
+        """Evaluate what follows at `precision`; the KV cache stays. Raises what `load` raises."""
+        self.load(precision)
+        models = self._load(precision)
+        self._set(models)
+        self._current = models
+
+    def _load(self, precision: int) -> tuple[internals.LlamaModel, ...]:
+        level = self.bundle.level(precision)
+        for name, path in zip(level.weights, self.bundle.paths(level), strict=True):
+            if name not in self._models:
+                model = load_model(str(path), self._own.params)
+                model._exit_stack.callback(self._context.close)  # a context goes before its models
+                self._models[name] = model
+        return tuple(self._models[name] for name in level.weights)
+
+    def _set(self, models: tuple[internals.LlamaModel, ...]) -> None:
+        if self._context.ctx is None:
+            raise PmpdError("the model has been closed", "open it again")
+        native.set_weights(self._context.ctx, [model.model for model in models])
 
     def close(self) -> None:
         """Free the context and all models but its own, which its owner frees."""
@@ -65,9 +78,8 @@ class Levels:
 
 def load_model(path: str, params: Any) -> internals.LlamaModel:
     """Load a GGUF file; raises BundleError with the library's reason."""
-    with native.captured_log() as lines:
+    with native.captured_log() as log:
         try:
             return internals.LlamaModel(path_model=path, params=params, verbose=True)
-        except ValueError:
-            reason = lines[0].split(": ", 1)[-1] if lines else "no reason given"
-            raise BundleError(f"{path}: does not load ({reason})", "convert the model again") from None
+        except ValueError as error:
+            raise BundleError(f"{path}: does not load ({log.reason(error)})", "convert the model again") from None

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,7 @@ from typing import Any
 from pmpd_edge.errors import NativeError
 
 LIB_PATH = "LLAMA_CPP_LIB_PATH"
+_NOT_SUMMED = -3  # of llama_set_weights
 REINSTALL = "install pmpd-edge again: pip install --no-cache-dir -r requirements.txt -c constraints.txt ."
 
 
@@ -44,6 +46,9 @@ def upstream_dir() -> Path:
     return installed_dir("_upstream")
 
 
+_imported_here = False
+
+
 @cache
 def load() -> ModuleType:
     """Import llama_cpp bound to the patched library, and return it.
@@ -53,9 +58,11 @@ def load() -> ModuleType:
     Raises:
         NativeError: the library is missing or is not the patched one, or llama_cpp was imported before with its own.
     """
-    imported_before = "llama_cpp" in sys.modules
+    global _imported_here
+    imported_before = "llama_cpp" in sys.modules and not _imported_here
     if not imported_before and LIB_PATH not in os.environ:
         os.environ[LIB_PATH] = str(installed_dir("lib"))
+    _imported_here = not imported_before
     try:
         import llama_cpp
     except (RuntimeError, OSError) as error:  # llama_cpp's own words for a library that is missing or does not load
@@ -79,11 +86,39 @@ def load() -> ModuleType:
 
 
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
-_collectors: list[list[str]] = []
+
+
+class Log(list[str]):
+    """Warnings and errors that the library logged, without the names of its functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def add(self, text: str, is_error: bool) -> None:
+        """Keep the lines of a message."""
+        lines = [line.split(": ", 1)[-1] for line in text.strip().splitlines()]
+        self.extend(lines)
+        if is_error:
+            self.errors.extend(lines)
+
+    def reason(self, otherwise: object) -> str:
+        """What went wrong: the first error (those after it follow from it), else the first warning."""
+        return next(iter([*self.errors, *self]), str(otherwise))
+
+
+class _Collectors(threading.local):
+    """The logs that this thread collects at present, the innermost last."""
+
+    def __init__(self) -> None:
+        self.logs: list[Log] = []
+
+
+_collectors = _Collectors()
 
 
 def _install_log(llama_cpp: ModuleType) -> None:
-    """Print errors only, or everything after llama_cpp's `set_verbose`, or give the lines to `captured_log`."""
+    """Give warnings and errors to `captured_log`, or print errors; print everything after llama_cpp's `set_verbose`."""
     from llama_cpp import _logger
 
     last = 0
@@ -92,25 +127,25 @@ def _install_log(llama_cpp: ModuleType) -> None:
     def log(level: int, text: bytes, _: Any) -> None:
         nonlocal last
         last = last if level == _CONTINUED else level
-        if _collectors:
-            if last in (_WARNING, _ERROR):
-                _collectors[-1].extend(text.decode("utf-8", "replace").strip().splitlines())
-        elif last == _ERROR or _logger.logger.level == logging.DEBUG:
-            print(text.decode("utf-8", "replace"), end="", flush=True, file=sys.stderr)
+        line = text.decode("utf-8", "replace")
+        if _collectors.logs and last in (_WARNING, _ERROR):
+            _collectors.logs[-1].add(line, last == _ERROR)
+        if _logger.logger.level == logging.DEBUG or (last == _ERROR and not _collectors.logs):
+            print(line, end="", flush=True, file=sys.stderr)
 
     llama_cpp.llama_log_set(log, None)
     _logger.llama_log_callback = log  # keeps it alive
 
 
 @contextmanager
-def captured_log() -> Iterator[list[str]]:
-    """Collect the warnings and errors that the library logs, instead of printing them."""
-    lines: list[str] = []
-    _collectors.append(lines)
+def captured_log() -> Iterator[Log]:
+    """Collect the warnings and errors that the library logs in this thread, instead of printing them."""
+    log = Log()
+    _collectors.logs.append(log)
     try:
-        yield lines
+        yield log
     finally:
-        _collectors.remove(lines)
+        _collectors.logs.pop()
 
 
 def set_weights(ctx: Any, models: Sequence[Any]) -> None:
@@ -121,19 +156,17 @@ def set_weights(ctx: Any, models: Sequence[Any]) -> None:
         models: `llama_model *`: a base, then its residuals. They must be freed after `ctx`.
 
     Raises:
-        NativeError: a model does not match the context's, or its architecture does not sum all of its matrices; the
-            context works on as before.
+        NativeError: a model does not match the context's, or its architecture does not sum all matrices; the context
+            keeps its weights.
     """
-    library = load().llama_cpp._lib
     pointers = (ctypes.c_void_p * len(models))(*models)
-    with captured_log() as lines:
-        result = library.llama_set_weights(ctx, pointers, len(models))
-    if result < 0:
-        reason = lines[-1].split(": ", 1)[-1] if lines else f"llama_set_weights returned {result}"
-        raise NativeError(f"the weights cannot be switched: {reason}", "use levels that were converted together")
-    if result > 0:
-        names = ", ".join(line.split(": ", 1)[-1].removesuffix(" is not summed") for line in lines[:3])
-        raise NativeError(
-            f"this architecture does not sum all matrices ({result}, among them {names})",
-            "convert with --layout separate",
-        )
+    with captured_log() as log:
+        result = load().llama_cpp._lib.llama_set_weights(ctx, pointers, len(models))
+    if result == 0:
+        return
+    reason = log.reason(f"llama_set_weights returned {result}")
+    if result == _NOT_SUMMED:
+        raise NativeError(f"this architecture cannot be summed ({reason})", "convert with --layout separate")
+    if "device" in reason:
+        raise NativeError(f"the weights cannot be switched: {reason}", "place all levels alike with tensor_split")
+    raise NativeError(f"the weights cannot be switched: {reason}", "use levels that were converted together")

@@ -12,14 +12,11 @@ alone.)
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from inspect import signature
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ import numpy.typing as npt
 
 from pmpd_edge import bundle as bundles
 from pmpd_edge import native
+from pmpd_edge.abort import Abort
 from pmpd_edge.cpu import default_threads
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.levels import Levels
@@ -37,6 +35,7 @@ from pmpd_edge.stats import GenerationStats
 native.load()  # before llama_cpp is first imported
 
 import llama_cpp  # noqa: E402
+from llama_cpp.llama_chat_format import Llava15ChatHandler  # noqa: E402
 
 DEFAULT_CTX = 4096
 CTX_MULTIPLE = 256  # llama.cpp rounds up to it; llama_cpp's own arrays have the size that was asked for
@@ -49,6 +48,7 @@ class _Run:
 
     scheduler: Scheduler
     stats: GenerationStats
+    reset: bool
     in_prefill: bool = True
 
 
@@ -93,33 +93,23 @@ class Pmpd(llama_cpp.Llama):
         verbose: bool = False,
         **options: Any,
     ) -> None:
-        if options.get("draft_model") is not None:
-            raise PmpdError("a draft model and switching precisions do not go together", "leave draft_model out")
+        _check_options(options)
         self.bundle = bundles.load(bundles.resolve(bundle))
         self.stats = GenerationStats(method)
         self.keep_low_kv = keep_low_kv
         self._run: _Run | None = None
-        self._cancelled = threading.Event()
+        self._abort = Abort()
         self.configure(method=method, scheduler=scheduler, high_steps=high_steps)
-        self._arguments = {
-            "bundle": str(self.bundle.path),
-            "method": method,
-            "scheduler": scheduler,
-            "high_steps": high_steps,
-            "keep_low_kv": keep_low_kv,
-        }
 
-        if n_ctx is None:
-            n_ctx = min(DEFAULT_CTX, self.bundle.context_length)
-        n_ctx = -(-n_ctx // CTX_MULTIPLE) * CTX_MULTIPLE
+        n_ctx = n_ctx or (min(DEFAULT_CTX, self.bundle.context_length) if n_ctx is None else self.bundle.context_length)
         n_threads = n_threads or default_threads()
-        first = self.bundle.levels[0]
-        with native.captured_log() as lines:
+        path = self.bundle.paths(self.bundle.levels[0])[0]
+        with native.captured_log() as log:
             try:
                 super().__init__(
-                    str(self.bundle.paths(first)[0]),
+                    str(path),
                     n_gpu_layers=n_gpu_layers,
-                    n_ctx=n_ctx,
+                    n_ctx=-(-n_ctx // CTX_MULTIPLE) * CTX_MULTIPLE,
                     use_mmap=use_mmap,
                     flash_attn=flash_attn,
                     n_threads=n_threads,
@@ -128,15 +118,16 @@ class Pmpd(llama_cpp.Llama):
                     **options,
                 )
             except (ValueError, RuntimeError) as error:
-                reason = lines[0].split(": ", 1)[-1] if lines else str(error)
-                if "context" in str(error):
-                    raise PmpdError(f"no context with these options: {reason}") from None
-                raise BundleError(f"{self.bundle.paths(first)[0]}: does not load ({reason})") from None
+                if str(error).startswith("Failed to load model"):
+                    raise BundleError(f"{path}: does not load ({log.reason(error)})") from None
+                raise PmpdError(f"these options do not fit: {log.reason(error)}") from None
+            if self.lora_path and not self._lora_adapter:  # llama_cpp takes a null pointer for an adapter
+                self._lora_adapter = None
+                raise PmpdError(f"{self.lora_path}: no adapter for this model ({log.reason('no reason given')})")
         self.kv_precision: npt.NDArray[np.uint8] = np.full(self._n_ctx, UNKNOWN, dtype=np.uint8)
-        cancelled = self._cancelled  # not self: the callback would keep the weights in memory
-        self._abort = llama_cpp.ggml_abort_callback(lambda _: cancelled.is_set())
         self.levels = Levels(self.bundle, self._ctx, self._model)
         self._stack.callback(self.levels.close)
+        self.levels.load(*self.precisions)
         self.set_precision(self._prefill)
 
     @classmethod
@@ -158,15 +149,17 @@ class Pmpd(llama_cpp.Llama):
         if method not in METHODS:
             raise PmpdError(f"no method {method!r}", f"choose one of {', '.join(METHODS)}")
         extremes = {"high": self.bundle.precisions[0], "low": self.bundle.precisions[-1]}
+        made: Scheduler
         if method in extremes:
-            self._prefill = extremes[method]
-            self._scheduler: Scheduler = FixedScheduler(extremes[method])
+            made = FixedScheduler(extremes[method])
+        elif isinstance(scheduler, str):
+            made = make_scheduler(scheduler, self.bundle, high_steps)
         else:
-            self._prefill = self.bundle.prefill
-            if isinstance(scheduler, str):
-                scheduler = make_scheduler(scheduler, self.bundle, high_steps)
-            self._scheduler = scheduler
+            made = scheduler
         self.method = method
+        self._scheduler = made
+        self._prefill = extremes.get(method, self.bundle.prefill)
+        self._configuration = {"method": method, "scheduler": scheduler, "high_steps": high_steps}
 
     @property
     def precisions(self) -> tuple[int, ...]:
@@ -180,6 +173,7 @@ class Pmpd(llama_cpp.Llama):
 
     def set_precision(self, precision: int) -> None:
         """Evaluate what follows at this precision, until a generation sets another; the KV cache stays."""
+        self._precision = UNKNOWN  # if this is interrupted
         self.levels.put(precision)
         self._precision = precision
 
@@ -193,42 +187,48 @@ class Pmpd(llama_cpp.Llama):
             Cancelled: `cancel` was called while the prompt was evaluated.
         """
         tokens = list(tokens)
+        inner = super().generate(tokens, *args, **kwargs)
         arguments = signature(super().generate).bind(tokens, *args, **kwargs).arguments
         run = self._start(tokens, reset=arguments.get("reset", True))
-        try:
-            yield from super().generate(tokens, *args, **kwargs)
-        finally:
-            if self._run is run:
-                self._run = None
+        sent: Sequence[int] | None = None
+        with closing(inner):
+            while True:
+                self._run = run  # only while this runs: what the caller evaluates in between is no part of it
+                try:
+                    token = inner.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    self._run = None
+                sent = yield token
 
     def _start(self, tokens: list[int], reset: bool) -> _Run:
+        self._abort.clear()
         if not tokens:
             raise PmpdError("an empty prompt", "give at least one token")
-        n_kept = self._reusable(tokens) if reset else self.n_tokens
-        if n_kept + len(tokens) * (not reset) > self._n_ctx or (reset and len(tokens) > self._n_ctx):
+        needed = len(tokens) if reset else self.n_tokens + len(tokens)
+        if needed > self._n_ctx:
             raise ContextFullError(
-                f"a prompt of {len(tokens)} tokens in a context of {self._n_ctx}", "shorten it, or raise --ctx-size"
+                f"a prompt of {needed} tokens in a context of {self._n_ctx}", "shorten it, or raise --ctx-size"
             )
-        for precision in self.precisions:
-            self.levels.load(precision)
+        self.levels.load(*self.precisions)
         if reset:
             # llama_cpp keeps what is left of the old tokens, and evaluates at least one token again.
-            self.n_tokens = n_kept
+            self.n_tokens = self._reusable(tokens)
             self._requires_eval = True
         self.stats = GenerationStats(
             self.method,
             bpw={level.precision: self.bundle.bpw(level) for level in self.bundle.levels},
             prompt_tokens=len(tokens),
-            reused_tokens=n_kept if reset else 0,
-            reused_low_tokens=int(np.count_nonzero(self.kv_precision[:n_kept] != self._prefill)) if reset else 0,
             prefill_precision=self._prefill,
         )
-        self._cancelled.clear()
-        self._run = _Run(self._scheduler, self.stats)
-        return self._run
+        return _Run(self._scheduler, self.stats, reset)
 
     def _reusable(self, tokens: Sequence[int]) -> int:
         """The number of leading tokens whose KV rows are what prefill would compute; never all of them."""
+        memory = llama_cpp.llama_get_memory(self.ctx)
+        if not self.n_tokens or llama_cpp.llama_memory_seq_pos_min(memory, 0) != 0:
+            return 0  # nothing there, or (sliding windows, recurrent models) not the beginning
         n = min(self.n_tokens, len(tokens) - 1)
         same = np.asarray(tokens[:n], dtype=np.intc) == self.input_ids[:n]
         record = self.kv_precision[:n]
@@ -242,8 +242,13 @@ class Pmpd(llama_cpp.Llama):
         if run is None:
             self._eval(tokens)
         elif run.in_prefill:
+            if run.reset:
+                run.stats.reused_tokens = self.n_tokens
+                reused = self.kv_precision[: self.n_tokens]
+                run.stats.reused_low_tokens = int(np.count_nonzero(reused != self._prefill))
             self.set_precision(run.stats.prefill_precision)
-            self._eval(tokens, cancellable=True)
+            with self._abort.enabled(self.ctx):
+                self._eval(tokens, abortable=True)
             run.stats.prefill_seconds += perf_counter() - start
             run.in_prefill = False
             run.scheduler.start(self)
@@ -254,60 +259,26 @@ class Pmpd(llama_cpp.Llama):
             self._eval(tokens)
             run.stats.decode_seconds += perf_counter() - start
 
-    def _eval(self, tokens: Sequence[int], cancellable: bool = False) -> None:
+    def _eval(self, tokens: Sequence[int], abortable: bool = False) -> None:
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ContextFullError(f"the context of {self._n_ctx} tokens is full", "raise --ctx-size")
-        with self._abortable() if cancellable else nullcontext():
-            for i in range(0, len(tokens), self.n_batch):
-                if self._cancelled.is_set():
-                    raise Cancelled("cancelled")
-                batch = tokens[i : i + self.n_batch]
-                with native.captured_log() as lines:
-                    try:
+        for i in range(0, len(tokens), self.n_batch):
+            batch = tokens[i : i + self.n_batch]
+            # Before the evaluation, so that an interrupt after it finds the record right.
+            self.kv_precision[self.n_tokens : self.n_tokens + len(batch)] = self._precision
+            with native.captured_log() as log:
+                try:
+                    if not (abortable and self._abort.requested):
                         super().eval(batch)
-                    except RuntimeError as error:
-                        if self._cancelled.is_set():
-                            raise Cancelled("cancelled") from None
-                        raise PmpdError(f"the evaluation failed: {lines[-1] if lines else error}") from None
-                self.kv_precision[self.n_tokens - len(batch) : self.n_tokens] = self._precision
-
-    @contextmanager
-    def _abortable(self) -> Iterator[None]:
-        """Let `cancel` and Ctrl-C reach the library while it computes.
-
-        Only for prefill: the library asks the callback at every operation of the graph, which would slow decoding. The
-        interrupt handler runs inside that callback, where an exception would be lost, so it is kept and raised here.
-        """
-        raised: list[BaseException] = []
-        handler = signal.getsignal(signal.SIGINT)
-
-        def keep(number: int, frame: FrameType | None) -> None:
-            assert callable(handler)
-            try:
-                handler(number, frame)
-            except BaseException as interrupt:
-                raised.append(interrupt)
-                self._cancelled.set()
-
-        guarded = callable(handler) and threading.current_thread() is threading.main_thread()
-        if guarded:
-            signal.signal(signal.SIGINT, keep)
-        llama_cpp.llama_set_abort_callback(self.ctx, self._abort, None)
-        try:
-            yield
-        except Cancelled:
-            if not raised:
-                raise
-        finally:
-            llama_cpp.llama_set_abort_callback(self.ctx, llama_cpp.ggml_abort_callback(), None)
-            if guarded:
-                signal.signal(signal.SIGINT, handler)
-        if raised:
-            raise raised[0]
+                        continue
+                except RuntimeError as error:
+                    if not (abortable and self._abort.requested):
+                        raise PmpdError(f"the evaluation failed: {log.reason(error)}") from None
+            raise Cancelled("the evaluation was cancelled")
 
     def cancel(self) -> None:
         """Stop a running prefill as soon as possible, from another thread or a signal handler: it raises Cancelled."""
-        self._cancelled.set()
+        self._abort.request()
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """Sample a token as `llama_cpp.Llama.sample` does."""
@@ -324,11 +295,14 @@ class Pmpd(llama_cpp.Llama):
 
     def logits(self) -> npt.NDArray[np.float32]:
         """The last evaluated token's logits, `[n_vocab]`: a view that the next evaluation overwrites."""
+        if self._requires_eval:
+            raise PmpdError("no logits: nothing was evaluated since the state changed", "evaluate a token first")
         pointer = llama_cpp.llama_get_logits_ith(self.ctx, -1)
         return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """Embed text as `llama_cpp.Llama.embed` does, at prefill's precision."""
+        """Embed text as `llama_cpp.Llama.embed` does, at prefill's precision; it empties the KV cache."""
+        self.reset()
         self.set_precision(self._prefill)
         return super().embed(*args, **kwargs)
 
@@ -338,15 +312,38 @@ class Pmpd(llama_cpp.Llama):
         """Save the state as `llama_cpp.Llama.save_state` does, with the precision of every KV row."""
         state = super().save_state()
         state.kv_precision = self.kv_precision[: self.n_tokens].copy()
+        state.kv_bundle = self.bundle.fingerprint
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Restore a saved state. Rows of a state that another class saved are evaluated again, not reused."""
-        super().load_state(state)
+        """Restore a saved state.
+
+        Rows that another class or another bundle computed are evaluated again, not reused.
+
+        Raises:
+            PmpdError: the state does not fit this context; the context is empty then.
+        """
+        n, input_ids = state.n_tokens, self.input_ids
         self.kv_precision[:] = UNKNOWN
-        record = getattr(state, "kv_precision", None)
-        if record is not None:
-            self.kv_precision[: len(record)] = record
+        try:
+            if n > self._n_ctx:
+                raise RuntimeError(f"{n} tokens in a context of {self._n_ctx}")
+            super().load_state(state)
+        except (RuntimeError, ValueError) as error:
+            self._forget()
+            raise PmpdError(f"the saved state does not fit this context: {error}") from None
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            input_ids[:n] = state.input_ids[: len(input_ids[:n])]
+            self.input_ids = input_ids  # llama_cpp takes the state's, which may be shorter
+        if getattr(state, "kv_bundle", None) == self.bundle.fingerprint:
+            self.kv_precision[: len(state.kv_precision)] = state.kv_precision
+
+    def _forget(self) -> None:
+        self._ctx.kv_cache_clear()
+        self.reset()
 
     def close(self) -> None:
         """Free the context and the weights; twice does no harm."""
@@ -356,4 +353,15 @@ class Pmpd(llama_cpp.Llama):
     def __getstate__(self) -> dict[str, Any]:
         options = super().__getstate__()
         del options["model_path"]
-        return {**options, **self._arguments}
+        return {**options, **self._configuration, "bundle": str(self.bundle.path), "keep_low_kv": self.keep_low_kv}
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = signature(llama_cpp.Llama.__init__).parameters
+    for name in options:
+        if name not in known:
+            raise PmpdError(f"no option {name!r}", "Pmpd takes its own options and those of llama_cpp.Llama")
+    if options.get("draft_model") is not None:
+        raise PmpdError("a draft model and switching precisions do not go together", "leave draft_model out")
+    if isinstance(options.get("chat_handler"), Llava15ChatHandler):
+        raise PmpdError("chat handlers for pictures bypass the switching", "leave chat_handler out")

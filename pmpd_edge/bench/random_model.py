@@ -18,16 +18,17 @@ from pmpd_edge import native
 from pmpd_edge.bundle import default_bundle, load
 
 Matrix = npt.NDArray[np.float32]
+Fields = dict[str, tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]
 
 # enum llama_ftype
 FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18}
 
 
-def tokenizer_fields() -> dict[str, tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]:
+def tokenizer_fields() -> Fields:
     """The `tokenizer.*` metadata of the default model: key -> (value, type, element type)."""
     default = load(default_bundle())
     reader = gguf.GGUFReader(default.paths(default.levels[0])[0])
-    fields = {}
+    fields: Fields = {}
     for key, field in reader.fields.items():
         if key.startswith("tokenizer."):
             kind, *element = field.types
@@ -64,8 +65,6 @@ def write_llama(
     tokenizer(fields)
     n_vocab = len(fields["tokenizer.ggml.tokens"][0])
     head = hidden // heads
-
-    writer = gguf.GGUFWriter(path, architecture)
     numbers: dict[str, float | int] = {
         "block_count": layers,
         "context_length": 512,
@@ -79,11 +78,7 @@ def write_llama(
         "vocab_size": n_vocab,
         **(metadata or {}),
     }
-    for key, number in numbers.items():
-        add = writer.add_float32 if isinstance(number, float) else writer.add_uint32
-        add(f"{architecture}.{key}", number)
-    for key, (value, kind, element) in fields.items():
-        writer.add_key_value(key, value, kind, sub_type=element)
+    writer = _writer(path, architecture, numbers, fields)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         array = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(columns)
@@ -107,6 +102,60 @@ def write_llama(
         matrix(f"blk.{i}.ffn_up.weight", ff, hidden)
         matrix(f"blk.{i}.ffn_down.weight", hidden, ff)
 
+    return _finish(writer, path)
+
+
+def write_mamba(path: Path, *, seed: int = 0) -> Path:
+    """Write a small F32 Mamba: a recurrent model, some of whose matrices are no factors of a matrix product."""
+    rng = np.random.default_rng(seed)
+    fields = tokenizer_fields()
+    n_vocab = len(fields["tokenizer.ggml.tokens"][0])
+    hidden, inner, state, rank, kernel, layers = 64, 128, 16, 4, 4, 2
+    numbers: dict[str, float | int] = {
+        "block_count": layers,
+        "context_length": 512,
+        "embedding_length": hidden,
+        "feed_forward_length": 0,
+        "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "ssm.conv_kernel": kernel,
+        "ssm.inner_size": inner,
+        "ssm.state_size": state,
+        "ssm.time_step_rank": rank,
+        "vocab_size": n_vocab,
+    }
+    writer = _writer(path, "mamba", numbers, fields)
+
+    def random(*shape: int) -> Matrix:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    writer.add_tensor("token_embd.weight", random(n_vocab, hidden))
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    for i in range(layers):
+        writer.add_tensor(f"blk.{i}.attn_norm.weight", np.ones(hidden, np.float32))
+        writer.add_tensor(f"blk.{i}.ssm_in.weight", random(2 * inner, hidden))
+        writer.add_tensor(f"blk.{i}.ssm_conv1d.weight", random(inner, kernel))
+        writer.add_tensor(f"blk.{i}.ssm_conv1d.bias", np.zeros(inner, np.float32))
+        writer.add_tensor(f"blk.{i}.ssm_x.weight", random(rank + 2 * state, inner))
+        writer.add_tensor(f"blk.{i}.ssm_dt.weight", random(inner, rank))
+        writer.add_tensor(f"blk.{i}.ssm_dt.bias", np.zeros(inner, np.float32))
+        writer.add_tensor(f"blk.{i}.ssm_a", -np.abs(random(inner, state)))
+        writer.add_tensor(f"blk.{i}.ssm_d", np.ones(inner, np.float32))
+        writer.add_tensor(f"blk.{i}.ssm_out.weight", random(hidden, inner))
+    return _finish(writer, path)
+
+
+def _writer(path: Path, architecture: str, numbers: Mapping[str, float | int], tokenizer: Fields) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, number in numbers.items():
+        add = writer.add_float32 if isinstance(number, float) else writer.add_uint32
+        add(f"{architecture}.{key}", number)
+    for key, (value, kind, element) in tokenizer.items():
+        writer.add_key_value(key, value, kind, sub_type=element)
+    return writer
+
+
+def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -141,8 +190,4 @@ def write_lora(path: Path, *, hidden: int, layers: int, seed: int = 0, rank: int
             b = rng.standard_normal((hidden, rank)).astype(np.float32)
             writer.add_tensor(f"blk.{i}.{name}.weight.lora_a", a)
             writer.add_tensor(f"blk.{i}.{name}.weight.lora_b", b)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _finish(writer, path)
