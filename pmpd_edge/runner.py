@@ -74,7 +74,10 @@ class Pmpd(llama_cpp.Llama):
         PmpdError: an option does not fit; the message says which.
     """
 
-    n_tokens: int  # in the KV cache; declared by llama_cpp, which has no types
+    # Declared by llama_cpp, which has no types.
+    n_tokens: int
+    input_ids: npt.NDArray[np.intc]
+    _lora_adapter: Any
 
     def __init__(
         self,
