@@ -102,10 +102,10 @@ def by_step(runs: list[Run]) -> list[float]:
 
 def compare_with_llama_bench(args: argparse.Namespace, made: bundle.Bundle) -> Iterator[str]:
     n = 2 * args.repetitions
-    yield f"Tokens/s over {N_DECODE} steps, the better of {N_RUNS} runs in each of {n} processes by turns: mean (least to"
-    yield "most) of the processes; the ratio's mean over pairs of neighbours, with its standard error. A process's luck with"
-    yield "its memory, and what else the host does, make up to 20%, so `outside` says directly what Pmpd adds: the share of"
-    yield "a step that is not spent in `llama_decode` (sampling, Python).\n"
+    yield f"Tokens/s over {N_DECODE} steps, the better of {N_RUNS} runs in each of {n} processes by turns:"
+    yield "mean (least to most) of the processes; the ratio's mean over pairs of neighbours, with its standard error."
+    yield "Where a process finds its memory, and what else the host does, make up to 20%, so `outside` says directly"
+    yield "what Pmpd adds: the share of a step that is not spent in `llama_decode` (sampling, Python).\n"
     yield "| level | llama-bench | Pmpd | ratio | outside |"
     yield "|---|---|---|---|---|"
     for level in made.levels:
