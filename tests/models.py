@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 TRANSLATOR = Path(__file__).parent / "data" / "translator-7m"
 
@@ -50,3 +51,71 @@ def tiny_llama(
     for name in _TOKENIZER_FILES:
         shutil.copyfile(TRANSLATOR / name, path / name)
     return path
+
+
+BPE_SIZE = 512  # of the vocabulary that `write_bpe_tokenizer` trains
+BPE_NAME = "gpt-2"  # llama.cpp's name for its pre-tokenizer
+
+
+def random_checkpoint(path: Path, config: Any, *, tokenizer: str = "sentencepiece", seed: int = 0) -> Path:
+    """Write a checkpoint of any architecture with random bfloat16 weights; the same for the same seed.
+
+    Unlike transformers' own initial values, these make everything count: attention is peaked, and norms and biases
+    differ from one and zero. A swapped half of a rotary dimension or a forgotten bias changes the logits visibly.
+
+    Args:
+        path: the directory to make.
+        config: a transformers configuration of a causal language model.
+        tokenizer: `sentencepiece` is the translator's, with 4096 tokens; `sentencepiece-only` the same without
+            tokenizer.json (for architectures where upstream takes that for byte-level BPE); `bpe` is of our own making.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, weights in model.named_parameters():
+            _randomize(name, weights.data, config.tie_word_embeddings)
+        model.to(torch.bfloat16).save_pretrained(path)
+    if tokenizer == "bpe":
+        write_bpe_tokenizer(path)
+    else:
+        for name in _TOKENIZER_FILES:
+            if not (tokenizer == "sentencepiece-only" and name == "tokenizer.json"):
+                shutil.copyfile(TRANSLATOR / name, path / name)
+    return path
+
+
+def _randomize(name: str, weights: Any, tied: bool) -> None:
+    """Fill a parameter in place, according to what it is."""
+    import torch
+
+    noise = torch.randn_like(weights)
+    if name.endswith(("A_log", "dt_proj.bias")):  # a state space's decay: keep its range
+        weights.add_(0.1 * noise)
+    elif "embed" in name and not tied:  # tied ones would let every token predict itself, whatever the layers do
+        weights.copy_(noise)
+    elif weights.dim() == 1:
+        weights.add_(0.2 * noise)  # norms around one (Gemma's: around zero, it adds the one), biases around zero
+    else:
+        weights.copy_(noise * weights.shape[-1] ** -0.5)
+
+
+def write_bpe_tokenizer(path: Path) -> None:
+    """Train a small byte-level BPE tokenizer that splits words as GPT-2's does, and write its files to a directory."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=BPE_SIZE,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
+    special = {f"{role}_token": "<|endoftext|>" for role in ("bos", "eos", "unk")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
