@@ -97,12 +97,14 @@ class GgufInfo:
     Attributes:
         metadata: all values that are not arrays.
         tokenizer_sha256: over all entries `tokenizer.*`, sorted by key, each as the file encodes it (key, type, value).
+        data_start: where the tensors' offsets count from, in bytes.
     """
 
     path: Path
     metadata: dict[str, bool | int | float | str]
     tokenizer_sha256: str
     tensors: tuple[Tensor, ...]
+    data_start: int = 0
 
     @property
     def architecture(self) -> str:
@@ -251,7 +253,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufInfo:
     size = data_start + max((tensor.offset + tensor.bytes for tensor in tensors), default=0)
     if len(data) < size or not tensors:
         raise ValueError(f"{len(data)} of {size} bytes, {len(tensors)} tensors")
-    return GgufInfo(path, metadata, _hash(tokenizer[key] for key in sorted(tokenizer)), tensors)
+    return GgufInfo(path, metadata, _hash(tokenizer[key] for key in sorted(tokenizer)), tensors, data_start)
 
 
 def _parse_tensor(cursor: _Cursor) -> Tensor:

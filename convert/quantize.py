@@ -6,8 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pmpd_edge.convert import child, gguf_info
 from pmpd_edge.convert.gguf_info import GgufInfo
@@ -32,10 +33,14 @@ FTYPES = {
     "Q2_0": "LLAMA_FTYPE_MOSTLY_Q2_0",
 }
 
+# Residuals are remainders of remainders, so that one bit helps there.
+RESIDUAL_TYPES = {**FTYPES, "Q1_0": "LLAMA_FTYPE_MOSTLY_Q1_0"}
+
 # llama.cpp refuses these without statistics of the activations: what they would give is noise.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 
-_CODE = "from pmpd_edge.convert.worker import main; main()"
+# Of the worker process, for child.run().
+CODE = "from pmpd_edge.convert.worker import main; main()"
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 _ROOM = 1 << 16  # bytes: a disk with less than this left is full
 
@@ -63,10 +68,6 @@ def quantize(
         ConvertError: llama.cpp refused or the disk is full.
     """
 
-    def on_line(line: str) -> None:
-        if match := _TENSOR.search(line):
-            progress((int(match[1]) - 1) / int(match[2]))
-
     job = {
         "source": str(source.path),
         "out": str(out),
@@ -74,8 +75,19 @@ def quantize(
         "vocabulary_type": gguf_info.TYPES[vocabulary_type(source)][0],
         "threads": threads or os.cpu_count() or 1,
     }
+    run_job("quantize", job, out, type_name, progress)
+    return gguf_info.read(out)
+
+
+def run_job(verb: str, job: Mapping[str, Any], out: Path, type_name: str, progress: Callable[[float], None]) -> None:
+    """Have the worker process write a file; raises ConvertError where llama.cpp refused or the disk is full."""
+
+    def on_line(line: str) -> None:
+        if match := _TENSOR.search(line):
+            progress((int(match[1]) - 1) / int(match[2]))
+
     try:
-        child.run(_CODE, ["quantize", json.dumps(job)], on_line)
+        child.run(CODE, [verb, json.dumps(job)], on_line)
     except child.ChildError as error:
         # A C++ stream only says that it failed, not why.
         full = error.reason == child.NO_SPACE or shutil.disk_usage(out.parent).free < _ROOM
@@ -83,7 +95,6 @@ def quantize(
             raise ConvertError(f"{out.name}: {child.NO_SPACE}", "free some, or convert to another disk") from None
         raise ConvertError(f"{out.name}: llama.cpp cannot quantise to {type_name} ({error.reason})") from None
     progress(1.0)
-    return gguf_info.read(out)
 
 
 def vocabulary_type(source: GgufInfo) -> str:
@@ -106,6 +117,6 @@ def check_loads(path: Path, model: Path) -> None:
         ConvertError: it does not; with the library's reason.
     """
     try:
-        child.run(_CODE, ["check", json.dumps({"source": str(path)})])
+        child.run(CODE, ["check", json.dumps({"source": str(path)})])
     except child.ChildError as error:
         raise ConvertError(f"{model}: llama.cpp does not load what it was converted to ({error.reason})") from None

@@ -28,12 +28,8 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ConvertError: `out` exists already and is neither empty nor, with `overwrite`, a bundle; or cannot be written.
     """
-    out = Path(os.path.abspath(out))
-    out = out.resolve() if out.is_symlink() else out
-    if not out.parent.is_dir():
-        raise ConvertError(f"{out.parent}: no such directory", "make it first")
-    _clear_leftovers(out)
-    _check_free(out, overwrite)
+    out = _real(out)
+    check_place(out, overwrite)
 
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     partial = out.with_name(f"{out.name}.partial-{token}")
@@ -53,6 +49,20 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         raise ConvertError(f"{out}: {error.strerror or error}") from error
 
 
+def check_place(out: Path, overwrite: bool = False) -> None:
+    """Raise ConvertError where `staged` would: `out` exists already, or the directory that is to hold it does not."""
+    out = _real(out)
+    if not out.parent.is_dir():
+        raise ConvertError(f"{out.parent}: no such directory", "make it first")
+    _clear_leftovers(out)
+    _check_free(out, overwrite)
+
+
+def _real(out: Path) -> Path:
+    out = Path(os.path.abspath(out))
+    return out.resolve() if out.is_symlink() else out
+
+
 def check_space(directory: Path, needed: int) -> None:
     """Raise ConvertError where the disk that holds a directory has less than `needed` bytes left."""
     free = shutil.disk_usage(directory).free
@@ -70,6 +80,8 @@ def _megabytes(n_bytes: int) -> str:
 def _check_free(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
+    if out.samefile(os.curdir):  # it is replaced by a rename, which would leave the shell in a deleted directory
+        raise ConvertError(f"{out}: is the current directory", "name a new one")
     if not out.is_dir():
         raise ConvertError(f"{out}: exists and is not a directory", "choose another place")
     if not any(out.iterdir()):

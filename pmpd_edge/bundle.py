@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,20 +26,29 @@ LAYOUTS = ("separate", "nested")
 PRECISIONS = (16, 8, 6, 5, 4, 3, 2)
 DEFAULT_MODEL = "translator-7m"
 
-CONVERT_AGAIN = "convert the model again with 'pmpd-edge convert'"
+CONVERT_AGAIN = "get the bundle again, or make it with 'pmpd-edge convert'"
 
 # Reserved on Windows or with a meaning in a path; everything else that has no separator is a plain file name.
 _PLAIN_NAME = re.compile(r"[^\x00-\x1f/\\:*?\"<>|]+")
 
 
 @dataclass(frozen=True)
+class Fallback:
+    """Tensors of a file that have another type than the file's, because their shape does not allow that one."""
+
+    type: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class WeightsFile:
-    """One GGUF file: its tensor type, size, hash and real bits per weight."""
+    """One GGUF file: its tensor type, size, hash and real bits per weight, and what is of another type."""
 
     type: str
     bytes: int
     sha256: str
     bpw: float
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,7 @@ def load(path: Path) -> Bundle:
         document = json.loads(manifest.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{path}: not a bundle (no {MANIFEST})", CONVERT_AGAIN) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{manifest}: not readable ({error})", CONVERT_AGAIN) from None
 
     if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -208,8 +218,8 @@ def load(path: Path) -> Bundle:
 
     try:
         bundle = _from_document(path, document)
-    except BundleError:
-        raise
+    except BundleError as error:
+        raise BundleError(f"{manifest}: {error.message}", error.hint) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{manifest}: damaged ({what})", CONVERT_AGAIN) from None
@@ -220,34 +230,68 @@ def load(path: Path) -> Bundle:
 
 
 def _from_document(path: Path, document: dict[str, Any]) -> Bundle:
-    levels = [Level(int(level["precision"]), tuple(map(str, level["weights"]))) for level in document["levels"]]
+    levels = [Level(_count(level, "precision"), tuple(map(str, level["weights"]))) for level in document["levels"]]
     schedule = document["schedule"]
-    switches = tuple(Switch(int(s["step"]), int(s["precision"])) for s in schedule["switches"])
+    if schedule["kind"] != "static":
+        raise ValueError(f"schedule of kind {schedule['kind']!r}")
+    switches = tuple(Switch(_count(s, "step"), _count(s, "precision")) for s in schedule["switches"])
     return Bundle(
         path=path,
-        name=str(document["name"]),
+        name=_word(document, "name"),
         source=dict(document["source"]),
-        architecture=str(document["architecture"]),
-        parameters=int(document["parameters"]),
-        context_length=int(document["context_length"]),
+        architecture=_word(document, "architecture"),
+        parameters=_count(document, "parameters"),
+        context_length=_count(document, "context_length"),
         tokenizer_sha256=str(document["tokenizer_sha256"]),
         layout=str(document["layout"]),
-        files={
-            str(name): WeightsFile(str(f["type"]), int(f["bytes"]), str(f["sha256"]), float(f["bpw"]))
-            for name, f in document["files"].items()
-        },
+        files={str(name): _file_from_document(file) for name, file in document["files"].items()},
         levels=tuple(sorted(levels, key=lambda level: -level.precision)),
-        prefill=int(document["prefill"]),
-        schedule=StaticSchedule(switches, int(schedule["max_new_tokens"])),
+        prefill=_count(document, "prefill"),
+        schedule=StaticSchedule(switches, _count(schedule, "max_new_tokens")),
         predictor=document.get("predictor"),
         calibration=document.get("calibration"),
     )
+
+
+def _count(document: Mapping[str, Any], key: str) -> int:
+    """A positive whole number that C's int32_t can hold, or for `parameters` and `bytes` its int64_t."""
+    value = document[key]
+    limit = 2**63 if key in ("parameters", "bytes") else 2**31
+    if type(value) is not int or not 0 < value < limit:
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _word(document: Mapping[str, Any], key: str) -> str:
+    """A text in one line, as it may be printed on a terminal."""
+    value = document[key]
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _file_from_document(file: dict[str, Any]) -> WeightsFile:
+    fallbacks = tuple(Fallback(str(f["type"]), tuple(map(str, f["tensors"]))) for f in file.get("fallbacks", ()))
+    bpw = float(file["bpw"])
+    if not 0 <= bpw < math.inf:
+        raise ValueError(f"bpw {bpw}")
+    return WeightsFile(_word(file, "type"), _count(file, "bytes"), _word(file, "sha256"), bpw, fallbacks)
+
+
+def _file_to_document(file: WeightsFile) -> dict[str, Any]:
+    document: dict[str, Any] = {"type": file.type, "bytes": file.bytes, "sha256": file.sha256, "bpw": file.bpw}
+    if file.fallbacks:  # optional: bundles are older than this field
+        document["fallbacks"] = [{"type": f.type, "tensors": list(f.tensors)} for f in file.fallbacks]
+    return document
 
 
 def _check_consistency(bundle: Bundle) -> None:
     manifest = bundle.path / MANIFEST
 
     def problems() -> Iterator[str]:
+        for name in bundle.files:
+            if not _PLAIN_NAME.fullmatch(name) or name in (".", ".."):
+                yield f"file name {name!r}, which would lead out of the bundle"
         if bundle.layout not in LAYOUTS:
             yield f"layout {bundle.layout!r}"
         if not bundle.levels:
@@ -259,9 +303,8 @@ def _check_consistency(bundle: Bundle) -> None:
                 yield f"precision {level.precision}"
             if not level.weights or not set(level.weights) <= set(bundle.files):
                 yield f"level {level.precision} with files that are not listed"
-        for name in bundle.files:
-            if not _PLAIN_NAME.fullmatch(name) or name in (".", ".."):
-                yield f"file name {name!r}, which would lead out of the bundle"
+            if len(level.weights) > 1 and bundle.layout == "separate":
+                yield f"level {level.precision} of several files in the separate layout"
         for precision in (bundle.prefill, *(switch.precision for switch in bundle.schedule.switches)):
             if precision not in bundle.precisions:
                 yield f"prefill or schedule at precision {precision}, which no level has"
@@ -297,10 +340,7 @@ def to_document(bundle: Bundle) -> dict[str, Any]:
         "context_length": bundle.context_length,
         "tokenizer_sha256": bundle.tokenizer_sha256,
         "layout": bundle.layout,
-        "files": {
-            name: {"type": f.type, "bytes": f.bytes, "sha256": f.sha256, "bpw": f.bpw}
-            for name, f in bundle.files.items()
-        },
+        "files": {name: _file_to_document(file) for name, file in bundle.files.items()},
         "levels": [{"precision": level.precision, "weights": list(level.weights)} for level in bundle.levels],
         "prefill": bundle.prefill,
         "schedule": {

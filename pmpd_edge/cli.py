@@ -5,6 +5,7 @@ Only click is imported at first; a verb imports what it needs when it is called,
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -21,9 +22,11 @@ from pmpd_edge.errors import PmpdError
 if TYPE_CHECKING:
     from pmpd_edge.bundle import StaticSchedule
 
+LAYOUTS = ("separate", "nested")
 PRECISIONS = ("16", "8", "6", "5", "4", "3", "2")
 CACHE_TYPES = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report them: 128 + the signal
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as shells report them: 128 + the signal
+MAX_THREADS = 512  # GGML_MAX_N_THREADS
 
 
 class Group(click.Group):
@@ -47,6 +50,16 @@ class Group(click.Group):
             raise click.ClickException(describe(error)) from error
 
 
+class Finite(click.FloatRange):
+    """A number in a range; click's own takes `nan` for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 def describe(error: Exception) -> str:
     """An exception in one line."""
     if isinstance(error, PmpdError):
@@ -60,6 +73,10 @@ def describe(error: Exception) -> str:
 
 def main() -> None:
     """The entry point of `pmpd-edge`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that nothing half-written stays
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -122,38 +139,70 @@ def _schedule(text: str, max_new_tokens: int) -> StaticSchedule:
 
 
 @cli.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--precisions", default="8,4", show_default=True, callback=_precisions, help="Levels of the bundle.")
 @click.option(
-    "--type", "types", multiple=True, metavar="PRECISION=TYPE", callback=_types, help="Tensor type of a level: 4=Q4_K."
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default="separate",
+    show_default=True,
+    help="separate: a complete file for each level; nested: for the lowest, and each higher level adds to it.",
+)
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="PRECISION=TYPE",
+    callback=_types,
+    help="Tensor type of a level's file: 4=Q4_K.",
 )
 @click.option(
     "--schedule", metavar="SWITCHES", help="Where the precision changes: 8@1,4@86 is 8 from step 1, 4 from step 86."
 )
 @_number("--max-new-tokens", click.IntRange(1), "Length of the longest answer.", default=256)
-@_number("--threads", click.IntRange(1), "CPU threads.", "all cores")
+@click.option(
+    "--prefill",
+    type=click.Choice(PRECISIONS),
+    metavar="PRECISION",
+    help="Precision at which prompts are evaluated.",
+    show_default="the highest",
+)
+@click.option(
+    "--name", metavar="TEXT", help="The bundle's name and the beginning of its files'.", show_default="SOURCE's"
+)
+@click.option(
+    "--pre-tokenizer",
+    metavar="NAME",
+    help="llama.cpp's rule for splitting text into words, where it does not recognise a byte-level BPE tokenizer.",
+)
+@_number("--threads", click.IntRange(1, MAX_THREADS), "CPU threads.", "all cores")
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that some models bring with them.")
-@click.option("--quiet", is_flag=True, help="No progress and no table.")
+@click.option("--quiet", is_flag=True, help="No progress and no table; warnings alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the bundle's manifest.")
 @debug
 def convert(
-    source: Path,
+    source: str,
     out: Path,
     precisions: tuple[int, ...],
+    layout: str,
     types: dict[int, str],
     schedule: str | None,
     max_new_tokens: int,
+    prefill: str | None,
+    name: str | None,
+    pre_tokenizer: str | None,
     threads: int | None,
     overwrite: bool,
     trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make a bundle from a Hugging Face model.
+    """Make a bundle from a model.
 
-    SOURCE is the model's directory, OUT the bundle's.
+    SOURCE is the model's directory, its Hub id (org/name or org/name@revision), or a GGUF file of F32, F16 or BF16. OUT
+    is the bundle's directory.
     """
     from pmpd_edge import cli_ui as ui
 
@@ -170,14 +219,22 @@ def convert(
             source,
             out,
             precisions=precisions,
+            layout=layout,
             types=types or None,
             schedule=static,
             max_new_tokens=max_new_tokens,
+            prefill=int(prefill) if prefill else None,
+            name=name,
+            pre_tokenizer=pre_tokenizer,
             threads=threads,
             progress=progress,
+            note=progress.note,
+            show_download=not quiet,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
         )
+    for line in ui.notes(bundle):
+        ui.note(line)
     if as_json:
         click.echo(ui.manifest(bundle))
     elif not quiet:
@@ -248,23 +305,30 @@ settings_options = _options(
     click.option("--system", default="", metavar="TEXT", help="System message."),
     _number(
         "--temperature",
-        click.FloatRange(0),
+        Finite(0),
         "0 takes the likeliest token each time, so that answers of two methods can be compared.",
         default=0.0,
     ),
     _number("--top-k", click.IntRange(0), "Sample from the K likeliest tokens; 0: from all.", default=40),
-    _number("--top-p", click.FloatRange(0, 1), "Sample from the likeliest tokens that sum to P.", default=0.95),
-    _number("--min-p", click.FloatRange(0, 1), "Leave out tokens under P times the likeliest's.", default=0.05),
-    _number("--repeat-penalty", click.FloatRange(0, min_open=True), "Against repetition; 1: none.", default=1.0),
+    _number("--top-p", Finite(0, 1), "Sample from the likeliest tokens that sum to P.", default=0.95),
+    _number("--min-p", Finite(0, 1), "Leave out tokens under P times the likeliest's.", default=0.05),
+    _number("--repeat-penalty", Finite(0, min_open=True), "Against repetition; 1: none.", default=1.0),
     _number("--seed", click.IntRange(0, 2**32 - 1), "Seed of the sampling.", "another one for every answer"),
 )
 
 model_options = _options(
-    _number("--threads", click.IntRange(1), "CPU threads.", "one for each fast physical core"),
-    _number("--n-gpu-layers", click.IntRange(-1), "Layers on the GPU; -1: all.", "all, if it was built for one"),
+    _number(
+        "--threads",
+        click.IntRange(1, MAX_THREADS),
+        "CPU threads; fewer are faster on a busy machine.",
+        "one for each fast physical core",
+    ),
+    _number(
+        "--n-gpu-layers", click.IntRange(-1, 2**31 - 1), "Layers on the GPU; -1: all.", "all, if it was built for one"
+    ),
     _number(
         "--ctx-size",
-        click.IntRange(1),
+        click.IntRange(1, 2**31 - 256),
         "Context in tokens, rounded up to a multiple of 256.",
         "what the model was trained on, at most 4096",
     ),
@@ -327,7 +391,3 @@ def chat(
     }
     by_name = {parameter.name: parameter for parameter in ctx.command.params if parameter.name}
     ctx.exit(chatting.run(bundle, chatting.Settings(**settings), model, by_name, prompt, as_json))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from types import TracebackType
 from typing import TextIO
 
@@ -23,6 +24,7 @@ ORANGE, DIM, RESET = "\x1b[38;5;208m", "\x1b[2m", "\x1b[0m"
 SHOW_AFTER = 2.0  # seconds that people wait without a word
 REDRAW_EVERY = 0.1
 SCHEDULE_WIDTH = 56  # columns
+NEXT_TO_NOTHING = 0.3  # bits per weight between two levels
 
 # A model's text must not move the cursor or rename the window.
 _CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
@@ -205,6 +207,12 @@ class Progress:
             self._label = label
             print(f"{label} ...", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """Write a line of its own, which the bar leaves alone; with `quiet` as well: it is no progress."""
+        if self._drawn_at and self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        note(text)
+
     def _line(self, label: str, now: float) -> str:
         done = min(max(self._done, 0.0), 1.0)
         bar = "━" * round(24 * done)
@@ -233,6 +241,8 @@ def describe(bundle: Bundle, verified: bool = False) -> str:
         "schedule": schedule_line(bundle.schedule).replace("\n", "\n" + " " * 13),
     }
     lines = [bundle.name, *(f"  {name:<9}  {value}" for name, value in rows.items()), "", table(bundle)]
+    if told := notes(bundle):
+        lines += ["", *(f"  {line}" for line in told)]
     return "\n".join(lines)
 
 
@@ -257,6 +267,23 @@ def _row(bundle: Bundle, level: Level) -> list[str]:
         f"{bundle.bpw(level):.2f}",
         " + ".join(level.weights),
     ]
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What levels are not, though their names and types let people think so, a line each."""
+    lines = []
+    for name, file in bundle.files.items():
+        for fallback in file.fallbacks:
+            count, example = len(fallback.tensors), fallback.tensors[0]
+            which = f"1 tensor, {example}, is" if count == 1 else f"{count} tensors, such as {example}, are"
+            lines.append(f"{name}: {which} {fallback.type}: the shape does not suit {file.type}")
+    for high, low in pairwise(bundle.levels):
+        saved = bundle.bpw(high) - bundle.bpw(low)
+        if saved < NEXT_TO_NOTHING:
+            size = f"{bundle.bpw(low):.2f} bits per weight"
+            than = f"{abs(saved):.2f} {'fewer' if saved > 0 else 'more'} than precision {high.precision}"
+            lines.append(f"precision {low.precision} is really {size}, {than}: it makes hardly anything faster")
+    return lines
 
 
 def schedule_line(schedule: StaticSchedule) -> str:

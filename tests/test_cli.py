@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pmpd_edge import __version__, bundle, chat, cli_ui, native, schedule
-from pmpd_edge.bundle import Bundle, Level, StaticSchedule, Switch, WeightsFile
+from pmpd_edge.bundle import Bundle, Fallback, Level, StaticSchedule, Switch, WeightsFile
 from pmpd_edge.cli import CACHE_TYPES, PRECISIONS, cli
 from pmpd_edge.errors import ConvertError
 
@@ -29,7 +29,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 def process(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pmpd_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pmpd_edge", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, **options)
 
 
@@ -115,6 +115,7 @@ def test_version() -> None:
         (["convert", "a", "b", "--type", "Q4_K"], "write PRECISION=TYPE, like 4=Q4_K"),
         (["convert", "a", "b", "--schedule", "8@x"], "Invalid value for '--schedule'"),
         (["convert", "a", "b", "--schedule", "8@2"], "Invalid value for '--schedule'"),
+        (["convert", "a", "b", "--prefill", "7"], "Invalid value for '--prefill'"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], reason: str) -> None:
@@ -167,7 +168,7 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(tmp_path: Path) -> Non
     made = make_bundle(tmp_path / "m")
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "pmpd_edge.cli", "info", str(made.path)]
+    command = [sys.executable, "-m", "pmpd_edge", "info", str(made.path)]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
     os.close(writer)
     assert (done.stderr, done.returncode) == ("", 141)
@@ -305,23 +306,96 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_convert_passes_its_options_on_and_shows_a_table(tmp_path: Path, converted: list[dict[str, Any]]) -> None:
-    options = "--precisions 8,4 --type 4=q4_0 --schedule 8@1,4@9 --max-new-tokens 30 --threads 3 --overwrite".split()  # noqa: SIM905
-    result = run("convert", "source", tmp_path / "m", *options)
+    options = "--precisions 8,4 --layout nested --type 4=q4_0 --schedule 8@1,4@9 --max-new-tokens 30".split()  # noqa: SIM905
+    options += "--name other --prefill 4 --pre-tokenizer qwen2 --threads 3 --overwrite".split()  # noqa: SIM905
+    result = run("convert", "org/source@v1", tmp_path / "m", *options)
     assert result.exit_code == 0 and result.stderr == ""
     assert result.stdout.splitlines()[0].split() == ["precision", "type", "size", "bpw", "file"]
     call = converted[0]
-    assert call.pop("progress") is not None
+    assert callable(call.pop("progress")) and callable(call.pop("note"))
     assert call == {
-        "source": Path("source"),
+        "source": "org/source@v1",
         "out": tmp_path / "m",
         "precisions": (8, 4),
+        "layout": "nested",
         "types": {4: "Q4_0"},
         "schedule": StaticSchedule((Switch(1, 8), Switch(9, 4)), 30),
         "max_new_tokens": 30,
+        "prefill": 4,
+        "name": "other",
+        "pre_tokenizer": "qwen2",
         "threads": 3,
         "overwrite": True,
+        "show_download": True,
         "trust_remote_code": False,
     }
+
+
+def test_convert_without_options_leaves_the_choice_to_the_converter(
+    tmp_path: Path, converted: list[dict[str, Any]]
+) -> None:
+    run("convert", "source", tmp_path / "m", "--quiet")
+    assert [converted[0][key] for key in ("prefill", "name", "pre_tokenizer", "types", "schedule")] == [None] * 5
+    assert converted[0]["show_download"] is False
+
+
+def test_convert_tells_what_is_not_as_it_seems_even_if_quiet(
+    tmp_path: Path, converted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(source: str, out: Path, **options: Any) -> Bundle:
+        options["note"]("token ids differ")
+        return odd_bundle(out)
+
+    monkeypatch.setattr(sys.modules["pmpd_edge.convert"], "convert", convert)
+    result = run("convert", "source", tmp_path / "m", "--quiet")
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == ["token ids differ", *ODD]
+
+
+ODD = [
+    "m-q4.gguf: 2 tensors, such as blk.0.attn_q.weight, are Q5_0: the shape does not suit Q4_K",
+    "m-q4.gguf: 1 tensor, output.weight, is F16: the shape does not suit Q4_K",
+    "precision 4 is really 8.25 bits per weight, 0.25 fewer than precision 8: it makes hardly anything faster",
+]
+
+
+def odd_bundle(path: Path) -> Bundle:
+    """A bundle whose lower level is not what it is called."""
+    made = make_bundle(path)
+    fallbacks = (Fallback("Q5_0", ("blk.0.attn_q.weight", "blk.0.attn_k.weight")), Fallback("F16", ("output.weight",)))
+    odd = dataclasses.replace(made.files["m-q4.gguf"], bpw=8.25, fallbacks=fallbacks)
+    made = dataclasses.replace(made, files={**made.files, "m-q4.gguf": odd})
+    bundle.write(made)
+    return made
+
+
+def test_info_shows_what_is_not_as_it_seems(tmp_path: Path) -> None:
+    made = odd_bundle(tmp_path / "m")
+    assert run("info", made.path).output.splitlines()[-4:] == ["", *(f"  {line}" for line in ODD)]
+    listed = json.loads(run("info", made.path, "--json").stdout)["files"]["m-q4.gguf"]["fallbacks"]
+    assert listed[1] == {"type": "F16", "tensors": ["output.weight"]}
+
+
+@pytest.mark.parametrize(("bpw", "words"), [(8.2, None), (8.21, "0.29 fewer"), (9.0, "0.50 more")])
+def test_levels_of_almost_one_size_are_told(tmp_path: Path, bpw: float, words: str | None) -> None:
+    made = make_bundle(tmp_path / "m")
+    made = dataclasses.replace(made, files={**made.files, "m-q4.gguf": WeightsFile("Q4_K", 1, "", bpw)})
+    told = cli_ui.notes(made)
+    assert [words in line for line in told] == [True] if words else told == []
+
+
+def test_a_note_leaves_the_bar_alone(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with cli_ui.Progress() as progress:
+        progress.note("first")
+        clock.now += 3
+        progress("Writing", 0.5)
+        progress.note("second")
+    first, bar = capsys.readouterr().err.split("\n", 1)
+    assert first == "first" and bar.endswith("\r\x1b[Ksecond\n\r\x1b[K")
 
 
 def test_convert_json_and_quiet(tmp_path: Path, converted: list[dict[str, Any]]) -> None:
@@ -428,3 +502,33 @@ class TestChat:
     def test_every_cache_type_is_known_to_the_library(self) -> None:
         llama_cpp = native.load()
         assert all(hasattr(llama_cpp, f"GGML_TYPE_{name.upper()}") for name in CACHE_TYPES)
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--min-p", "--repeat-penalty"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_are_finite(option: str, value: str) -> None:
+    result = run("chat", "--prompt", "hi", option, value)
+    assert result.exit_code == 2 and option in result.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX streams and signals are needed")
+class TestSurroundings:
+    @pytest.mark.parametrize("closed", [0, 1, 2])
+    def test_closed_standard_streams(self, closed: int) -> None:
+        run = (
+            f'import os, sys; os.close({closed}); os.execv(sys.executable, [sys.executable, "-m", "pmpd_edge", "info"])'
+        )
+        done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_sigterm_ends_with_its_status(self) -> None:
+        command = [sys.executable, "-m", "pmpd_edge", "chat", "--threads", "1"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin and process.stdout
+        process.stdin.write("Zwei Hunde.\n")
+        process.stdin.flush()
+        assert process.stdout.readline()  # it is at work
+        process.terminate()
+        assert process.wait(30) == 143
+        process.stdin.close()
+        process.stdout.close()

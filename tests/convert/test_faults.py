@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from models import TRANSLATOR
 
 from pmpd_edge import bundle
-from pmpd_edge.convert import convert, staging
+from pmpd_edge.convert import convert, hf, staging
 from pmpd_edge.errors import BundleError, ConvertError
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX signals are needed")
@@ -127,24 +128,46 @@ def test_not_enough_space(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_refused(TRANSLATOR, out, "10.0 MB are free", "needs 3")
 
 
-def test_unknown_architecture(torch: None, source: Path, out: Path) -> None:
-    edit_config(source, "LlamaForCausalLM", "FooForCausalLM")
-    check_refused(source, out, "architecture FooForCausalLM")
+def test_unknown_architecture_and_the_closest_known_ones(torch: None, source: Path, out: Path) -> None:
+    edit_config(source, "LlamaForCausalLM", "Qwen9ForCausalLM")
+    check_refused(source, out, "architecture Qwen9ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
-def test_weights_that_the_configuration_does_not_describe(torch: None, source: Path, out: Path) -> None:
+def test_unlike_architectures_are_not_suggested() -> None:
+    assert str(hf._explain_architecture(Path("m"), "Zzz")).endswith("the architecture Zzz")
+    assert {"LlamaForCausalLM", "StableLmForCausalLM", "PhiForCausalLM", "GPT2LMHeadModel"} <= {*hf.architectures()}
+
+
+def test_layer_that_the_checkpoint_does_not_have(source: Path, out: Path) -> None:
     edit_config(source, '"num_hidden_layers": 8', '"num_hidden_layers": 9')
-    check_refused(source, out, str(source), "blk.8.attn_norm.weight")
+    check_refused(source, out, str(source), "tensor model.layers.8.", "9 layers")
 
 
-def test_unrecognised_pre_tokenizer(torch: None, source: Path, out: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer.model"):
-        (source / name).unlink()
-    tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({chr(i): i for i in range(32, 127)}, []))
-    tokenizer.save(str(source / "tokenizer.json"))
-    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    check_refused(source, out, "unrecognised pre-tokenizer")
+def drop_tensor(path: Path, name: str) -> None:
+    """Take a tensor out of a safetensors file."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, body = {}, b""
+    for other, entry in json.loads(data[8:start]).items():
+        if other not in (name, "__metadata__"):
+            first, last = entry["data_offsets"]
+            header[other] = {**entry, "data_offsets": [len(body), len(body) + last - first]}
+            body += data[start + first : start + last]
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + body)
+
+
+def test_tensor_that_the_index_lists_and_the_file_lacks(source: Path, out: Path) -> None:
+    name = "model.layers.3.mlp.up_proj.weight"
+    index = {"weight_map": {name: "model.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    drop_tensor(source / "model.safetensors", name)
+    check_refused(source, out, f"tensor {name} is missing")
+
+
+def test_tensor_that_is_missing_from_a_layer(torch: None, source: Path, out: Path) -> None:
+    drop_tensor(source / "model.safetensors", "model.layers.3.mlp.up_proj.weight")
+    check_refused(source, out, str(source), "blk.3.ffn_up.weight")
 
 
 def test_missing_torch(torch: None, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

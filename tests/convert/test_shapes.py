@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[con
 
 from models import tiny_llama
 
-from pmpd_edge import native
+from pmpd_edge import bundle, cli_ui, native
 from pmpd_edge.bundle import Bundle
 from pmpd_edge.convert import convert, gguf_info
 
@@ -59,12 +59,18 @@ def test_columns_not_divisible_by_256_fall_back_and_are_reported(
         info = gguf_info.read(path)
         fallbacks = info.fallbacks(made.files[path.name].type)
         assert {tensor.type for tensor in fallbacks} == ({fallback} if fallback else set())
+        kept = {(kept.type, name) for kept in made.files[path.name].fallbacks for name in kept.tensors}
+        assert kept == {(tensor.type, tensor.name) for tensor in fallbacks}
         # The columns of ffn_down are the 512 of the feed-forward layer: they suit.
         expected = 2 * len(("q", "k", "v", "o", "gate", "up")) if fallback else 0
         assert len(fallbacks) == expected
         assert not any("ffn_down" in tensor.name for tensor in fallbacks)
         assert generates(llama_cpp, path)
     assert made.bpw(made.level(2)) > 4  # nominal 2
+    told = cli_ui.notes(bundle.load(made.path))
+    assert [line.partition(":")[0] for line in told[:2]] == ["out-q4.gguf", "out-q2.gguf"] or told[0].startswith(
+        "odd-q4"
+    )
 
 
 def test_columns_not_divisible_by_32_become_f16_instead_of_an_abort(llama_cpp: Any, tmp_path: Path) -> None:
