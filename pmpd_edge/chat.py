@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmpd_edge import cli_ui as ui
+from pmpd_edge.bundle import default_bundle, load, resolve
 from pmpd_edge.chat_template import Message, Prompt, has_template, render
 from pmpd_edge.errors import Cancelled, ContextFullError, PmpdError
 from pmpd_edge.stream import Sampling, Token, stream
@@ -160,11 +161,11 @@ class Session:
             self._greet()
         while (text := self._read()) is not None:
             try:
-                if text.startswith("/"):
+                if text.startswith("/") and not text.startswith("//"):
                     if not self._command(*text[1:].split(maxsplit=2)):
                         return
                 elif text:
-                    self.say(text)
+                    self.say(text.removeprefix("/") if text.startswith("//") else text)
             except PmpdError as error:
                 ui.complain(error)
                 self.failed = True
@@ -201,15 +202,22 @@ class Session:
         ui.note(
             f"{conversation.llm.bundle.name} · {conversation.settings.method} · {bits} bits · /help lists the commands"
         )
+        if conversation.llm.bundle.path == default_bundle():
+            ui.note('Write a sentence in German, or begin with "Translate from French to English:".')
 
     def _read(self) -> str | None:
         """The next message, over several lines where they end with a backslash; None at the end of the input."""
         lines: list[str] = []
         while True:
             try:
-                line = ui.ask("… " if lines else "> ") if self._interactive else input()
+                line = ui.ask("… " if lines else "> ") if self._interactive else input().removeprefix("\ufeff")
             except EOFError:
                 return clean("\n".join(lines)) if lines else None
+            except KeyboardInterrupt:
+                if not lines:
+                    raise
+                lines.clear()  # what was typed so far is dropped
+                continue
             if not line.endswith("\\"):
                 return clean("\n".join([*lines, line]))
             lines.append(line[:-1])
@@ -219,10 +227,14 @@ class Session:
     def _command(self, name: str = "", argument: str = "", value: str = "") -> bool:
         """Obey a command; False where it ends the chat."""
         conversation = self._conversation
-        if name == "exit":
+        if name in ("exit", "quit", "bye"):
             return False
         elif name == "help":
-            print(ui.columns({**HELP, "text \\": "a backslash at the end continues the message on the next line"}))
+            more = {
+                "text \\": "a backslash at the end continues the message on the next line",
+                "//text": "a message that begins with a slash",
+            }
+            print(ui.columns({**HELP, **more}))
         elif name == "stats":
             print(ui.details(conversation.llm.stats))
         elif name == "clear":
@@ -325,9 +337,13 @@ def open_model(bundle: str | None, options: Mapping[str, Any]) -> Pmpd:
         from pmpd_edge.runner import Pmpd, llama_cpp
 
         given = {name: value for name, value in options.items() if value is not None}
+        bundle_path = resolve(bundle)
+        trained = load(bundle_path).context_length
+        if given.get("n_ctx", 0) > trained:
+            ui.note(f"The model was trained on {trained} tokens: beyond them it may answer nonsense.")
         for name in {"type_k", "type_v"} & given.keys():
             given[name] = getattr(llama_cpp, f"GGML_TYPE_{given[name].upper()}")
-        return Pmpd.from_bundle(bundle, **given)
+        return Pmpd(bundle_path, **given)
 
 
 def clean(text: str) -> str:

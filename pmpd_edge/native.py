@@ -73,7 +73,7 @@ def load() -> ModuleType:
         if imported_before:
             raise NativeError(
                 "llama_cpp was imported before pmpd_edge and uses a stock library, which cannot switch weights",
-                "import pmpd_edge.Pmpd first",
+                "write 'from pmpd_edge import Pmpd' before anything that imports llama_cpp",
             )
         raise NativeError(
             f"{library._name}: a stock llama.cpp library, which cannot switch weights",

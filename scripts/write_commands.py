@@ -17,7 +17,8 @@ HEAD = """# Commands
 <!-- Written by scripts/write_commands.py from --help: edit the options, not this page. -->
 
 Results go to standard output, progress and logs to standard error. Exit status: 0; 1 for an error, which is one line
-that says what is wrong and what to do; 2 for wrong usage; 130 after Ctrl-C.
+that says what is wrong and what to do; 2 for wrong usage; 130 after Ctrl-C, 141 where
+whoever reads the output left, 143 after SIGTERM.
 """
 
 

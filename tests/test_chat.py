@@ -213,6 +213,18 @@ def test_a_regen_that_fails_keeps_the_answer(model: FakeModel) -> None:
     assert model.prompts[2][1]["content"] == "one"
 
 
+@pytest.mark.parametrize("word", ["/quit", "/bye"])
+def test_the_words_of_other_chats_leave_too(model: FakeModel, word: str) -> None:
+    assert converse(word, "never").stdout == ""
+    assert model.prompts == []
+
+
+def test_two_slashes_begin_a_message_that_begins_with_one(model: FakeModel) -> None:
+    model.answers = ["yes"]
+    converse("//usr/bin is a path")
+    assert model.prompts[-1][-1]["content"] == "/usr/bin is a path"
+
+
 def test_clear_forgets_and_exit_leaves(model: FakeModel) -> None:
     model.answers = [["one"], ["two"]]
     result = converse("hello", "/clear", "hello", "/exit", "never")
@@ -409,7 +421,7 @@ class Terminal:
         import pty
 
         self._master, slave = pty.openpty()
-        command = [sys.executable, "-m", "pmpd_edge.cli", "chat", "--threads", "1", *options]
+        command = [sys.executable, "-m", "pmpd_edge", "chat", "--threads", "1", *options]
         env = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", CONTROLLING, *command],
@@ -529,7 +541,7 @@ class TestTerminal:
         assert session.process.wait(10) == 0
 
     def test_a_pipe_gets_the_answer_alone(self) -> None:
-        command = [sys.executable, "-m", "pmpd_edge.cli", "chat", "--threads", "1", "--high-steps", "1"]
+        command = [sys.executable, "-m", "pmpd_edge", "chat", "--threads", "1", "--high-steps", "1"]
         done = subprocess.run(command, input=b"Ein Hund.\n\xff\xfe\n", capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert b"\x1b" not in done.stdout + done.stderr and b"> " not in done.stdout

@@ -73,6 +73,7 @@ def test_specifications(default):
         ("static:8", None, "'' in a schedule"),
         ("static", -1, "-1 high steps"),
         ("", None, "no scheduler"),
+        ("static:", None, "no scheduler"),
     ],
 )
 def test_wrong_specifications(default, spec, high_steps, message):

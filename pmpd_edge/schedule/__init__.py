@@ -59,13 +59,13 @@ def make_scheduler(spec: str, bundle: Bundle, high_steps: int | None = None) -> 
     from pmpd_edge.schedule.fixed import FixedScheduler
     from pmpd_edge.schedule.static import StaticScheduler, with_high_steps
 
-    kind, _, argument = spec.partition(":")
+    kind, colon, argument = spec.partition(":")
     scheduler: Scheduler
     if kind == "fixed" and argument:
         if high_steps is not None:
             raise PmpdError("high steps have no meaning for a fixed scheduler", "leave them out")
         scheduler = FixedScheduler(_integer(argument))
-    elif kind == "static":
+    elif kind == "static" and (argument or not colon):
         schedule = parse_switches(argument, bundle.schedule.max_new_tokens) if argument else bundle.schedule
         scheduler = StaticScheduler(schedule if high_steps is None else with_high_steps(schedule, high_steps))
     else:
