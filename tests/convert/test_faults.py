@@ -174,7 +174,7 @@ def test_missing_torch(torch: None, out: Path, tmp_path: Path, monkeypatch: pyte
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
-    monkeypatch.setenv("PYTHONPATH", f"{hidden}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PYTHONPATH", str(hidden), prepend=os.pathsep if "PYTHONPATH" in os.environ else None)
     check_refused(TRANSLATOR, out, "pip install 'pmpd-edge[convert]'")
 
 
