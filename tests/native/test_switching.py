@@ -177,7 +177,7 @@ def test_a_sum_of_models_is_the_model_of_the_sum(tmp_path, shape, n):
     exact = {"flash_attn": False, "type_k": F32, "type_v": F32}  # a cache that rounds would blur the comparison
     expected = Context(whole, **exact).decode(PROMPT)
     got = Context(*(Model(part) for part in parts), **exact).decode(PROMPT)
-    tolerance = 2e-2 if GPU_LAYERS else 1e-4  # GPUs multiply float32 in fewer bits
+    tolerance = 2e-2 if GPU_LAYERS else 1e-4  # an H200: up to 1.5e-2, 2e-3 without TF32; the rest is not explained
     assert np.abs(got - expected).max() / np.abs(expected).max() < tolerance
     alone = Context(Model(parts[0]), **exact).decode(PROMPT)
     assert np.abs(alone - expected).max() / np.abs(expected).max() > 1e-1, "the residuals make no difference here"
