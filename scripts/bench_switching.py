@@ -101,20 +101,22 @@ def by_step(runs: list[Run]) -> list[float]:
 
 
 def compare_with_llama_bench(args: argparse.Namespace, made: bundle.Bundle) -> Iterator[str]:
-    n = 2 * args.repetitions
-    yield f"Tokens/s over {N_DECODE} steps, the better of {N_RUNS} runs in each of {n} processes by turns:"
-    yield "mean (least to most) of the processes; the ratio's mean over pairs of neighbours, with its standard error."
+    yield f"Tokens/s over {N_DECODE} steps, the better of {N_RUNS} runs in each of {args.pairs} processes by turns, each"
+    yield "first in every second pair: mean (least to most); the ratio's mean over the pairs, with its standard error."
     yield "Where a process finds its memory, and what else the host does, make up to 20%, so `outside` says directly"
     yield "what Pmpd adds: the share of a step that is not spent in `llama_decode` (sampling, Python).\n"
     yield "| level | llama-bench | Pmpd | ratio | outside |"
     yield "|---|---|---|---|---|"
     for level in made.levels:
         theirs, ours, outside = [], [], []
-        for _ in range(n):
-            theirs.append(llama_bench(args.llama_bench, made.paths(level)[0], args.threads))
+        for pair in range(args.pairs):
+            if pair % 2:
+                theirs.append(llama_bench(args.llama_bench, made.paths(level)[0], args.threads))
             measured = json.loads(ourselves(args, MEASURE_DECODE, str(level.precision)).stdout)
             ours.append(measured["tokens_per_second"])
             outside.append(measured["outside"])
+            if not pair % 2:
+                theirs.append(llama_bench(args.llama_bench, made.paths(level)[0], args.threads))
         ratios = [b / a for a, b in zip(theirs, ours, strict=True)]
         error = statistics.stdev(ratios) / len(ratios) ** 0.5
         yield (
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--llama-bench", type=Path, help="llama-bench of the same llama.cpp")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=40, help="processes of each kind in the comparison with llama-bench")
     parser.add_argument(MEASURE_DECODE, type=int, metavar="PRECISION", help=argparse.SUPPRESS)
     parser.add_argument(MEASURE_MEMORY, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
