@@ -39,6 +39,7 @@ WANTED = (
     "include/",
     "licenses/",
     "src/",
+    "tools/imatrix/",
     "tools/llama-bench/",
     "vendor/",
 )

@@ -46,6 +46,19 @@ def upstream_dir() -> Path:
     return installed_dir("_upstream")
 
 
+def program(name: str) -> Path:
+    """A program of upstream's that was built with the library and lies beside it.
+
+    Raises:
+        NativeError: it is not there.
+    """
+    directory = Path(os.environ[LIB_PATH]) if LIB_PATH in os.environ else installed_dir("lib")
+    path = directory / (f"{name}.exe" if sys.platform == "win32" else name)
+    if not path.is_file():
+        raise NativeError(f"{path}: missing", REINSTALL)
+    return path
+
+
 _imported_here = False
 
 
