@@ -59,6 +59,7 @@ def inspect(source: Path, trust_remote_code: bool = False) -> Checkpoint:
                 f"{source / name}: the model brings its own Python code, which converting would run",
                 "read it, then allow that with --trust-remote-code",
             )
+    _check_experts(source, config)
     text_config = config.get("text_config")
     texts = [config, text_config] if isinstance(text_config, dict) else [config]
     vocabulary = next((text["vocab_size"] for text in texts if "vocab_size" in text), None)
@@ -80,6 +81,27 @@ def inspect(source: Path, trust_remote_code: bool = False) -> Checkpoint:
     raise ConvertError(
         f"{source}: no weights (model*.safetensors or pytorch_model*.bin)", "give the directory of a Hugging Face model"
     )
+
+
+# Whether the weights of a token's chosen experts are made to sum to one: fixed in llama.cpp for these architectures.
+_EXPERTS_NORMALISED = {
+    "Qwen3MoeForCausalLM": True,
+    "Qwen2MoeForCausalLM": False,
+    "OlmoeForCausalLM": False,
+}
+
+
+def _check_experts(source: Path, config: Mapping[str, Any]) -> None:
+    """Raise ConvertError where llama.cpp would compute something else than the model, without a word."""
+    for name in config.get("architectures") or ():
+        fixed = _EXPERTS_NORMALISED.get(name)
+        asked = bool(config.get("norm_topk_prob", False))
+        if fixed is not None and asked != fixed:
+            raise ConvertError(
+                f"{source / 'config.json'}: norm_topk_prob is {str(asked).lower()}; for {name}, llama.cpp computes as "
+                f"if it were {str(fixed).lower()}, and the answers would be wrong",
+                "this model cannot be converted",
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

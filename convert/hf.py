@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pmpd_edge import native
-from pmpd_edge.convert import child, gguf_info, tokens
-from pmpd_edge.errors import ConvertError
+from pmpd_edge import gguf_info, native
+from pmpd_edge.convert import child, tokens
+from pmpd_edge.errors import ConvertError, DiskFullError
 
 _CODE = "from pmpd_edge.convert.upstream import main; main()"
 
@@ -73,6 +73,7 @@ def to_gguf(
             raise _explain(source, error, ids) from None
         if not out.is_file():
             raise ConvertError(f"{source}: upstream's converter wrote no file", "report this with the model's name")
+        _end_context_with_window(source, out, note)
         _note_differences(out, ids, pre_tokenizer, note)
 
 
@@ -87,6 +88,23 @@ def _named(source: Path, directory: Path, name: str | None) -> Path:
     except OSError:  # Windows, without the right to do so: the name is not worth more
         return source
     return link
+
+
+# llama.cpp's names of architectures some of whose models have a sliding window, which it does not keep to.
+_WINDOW_IGNORED = ("llama", "phi3", "phimoe", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "starcoder2")
+
+
+def _end_context_with_window(source: Path, out: Path, note: Callable[[str], None]) -> None:
+    """Let a model's context end where llama.cpp would begin to compute something else than the model."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    info = gguf_info.read(out)
+    if info.architecture in _WINDOW_IGNORED and isinstance(window, int) and 0 < window < info.context_length:
+        note(
+            f"context of {window} tokens instead of {info.context_length}: llama.cpp does not keep to this model's "
+            "sliding window, and longer texts would give other answers than the model's"
+        )
+        gguf_info.write_u32(out, f"{info.architecture}.context_length", window)
 
 
 def check_pre_tokenizer(name: str) -> None:
@@ -153,7 +171,7 @@ def _explain(source: Path, error: child.ChildError, ids: Path) -> ConvertError:
     log = "\n".join(error.lines)
     # numpy writes less than it was asked to where a disk is full, and then speaks of numbers of elements.
     if error.reason == child.NO_SPACE or re.search(r"^\d+ requested and \d+ written", error.reason):
-        return ConvertError(f"{source}: {child.NO_SPACE}", "free some, or convert to another disk")
+        return DiskFullError(str(source))
     if match := re.search(r"No module named '([\w.]+)'", error.reason):
         package = match[1].partition(".")[0]
         wanted = "'pmpd-edge[convert]'" if package in _EXTRA else package

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmpd_edge.convert import gguf_info, residual
-from pmpd_edge.convert.gguf_info import Tensor
+from pmpd_edge import gguf_info
+from pmpd_edge.convert import imatrix, quantize, residual
+from pmpd_edge.gguf_info import Tensor
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -35,7 +36,8 @@ def write(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
     source = Weights(ggml, Path(job["source"]))
     below = [Weights(ggml, Path(path)) for path in job["below"]]
     base = list(below[0].tensors.values())
-    types = {tensor.name: residual.type_of(tensor, job["type"]) for tensor in base}
+    types = job["types"]
+    importance = imatrix.read(Path(job["imatrix"])) if job["imatrix"] else {}
     out = Path(job["out"])
     if not ggml.write_header(below[0].path, out, types, getattr(llama_cpp, job["ftype"])):
         return False
@@ -47,7 +49,10 @@ def write(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
             file.seek(start + offsets[tensor.name])
             if residual.holds_remainder(tensor):
                 chunks = _chunks(tensor)
-                work = (_Chunk(ggml, tensor.name, types[tensor.name], rows, source, below) for rows in chunks)
+                means = _by_matrix(importance.get(tensor.name), tensor)
+                if means is None and types[tensor.name] in quantize.NEED_IMATRIX:  # ggml would abort
+                    raise ValueError(f"the importance matrix does not know {tensor.name}")
+                work = (_Chunk(ggml, tensor, types[tensor.name], rows, source, below, means) for rows in chunks)
                 for data in _in_order(pool, work, 2 * job["threads"]):
                     file.write(data.data)
             else:
@@ -58,10 +63,24 @@ def write(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
 
 
 def _chunks(tensor: Tensor) -> Iterator[range]:
-    """The rows of a tensor (of all its matrices, where it has several) in parts of about `_CHUNK` weights."""
-    columns = tensor.shape[0]
-    rows, step = tensor.elements // columns, max(1, _CHUNK // columns)
-    return (range(first, min(first + step, rows)) for first in range(0, rows, step))
+    """The rows of a tensor (of all its matrices, where it has several) in parts of about `_CHUNK` weights.
+
+    No part has rows of two matrices: each has an importance of its own.
+    """
+    columns, rows = tensor.shape[:2]
+    step = max(1, _CHUNK // columns)
+    for first in range(0, tensor.elements // columns, rows):
+        yield from (range(at, min(at + step, first + rows)) for at in range(first, first + rows, step))
+
+
+def _by_matrix(means: Floats | None, tensor: Tensor) -> Floats | None:
+    """The importance of each column of each matrix of a tensor, `[n_matrices, columns]`."""
+    if means is None:
+        return None
+    columns, rows = tensor.shape[:2]
+    if means.size * rows != tensor.elements:
+        raise ValueError(f"imatrix size {means.size} is different from tensor size for {tensor.name}")
+    return means.reshape(-1, columns)
 
 
 def _write_zeros(file: Any, count: int) -> None:
@@ -74,17 +93,19 @@ class _Chunk:
     """Rows of a tensor to make."""
 
     ggml: Ggml
-    name: str
+    tensor: Tensor
     type: str
     rows: range
     source: Weights
     below: Sequence[Weights]
+    importance: Floats | None
 
     def make(self) -> Bytes:
-        remainder = self.source.rows(self.name, self.rows)
+        remainder = self.source.rows(self.tensor.name, self.rows)
         for weights in self.below:
-            remainder -= weights.rows(self.name, self.rows)
-        return self.ggml.quantize(self.type, remainder)
+            remainder -= weights.rows(self.tensor.name, self.rows)
+        matrix = self.rows.start // self.tensor.shape[1]
+        return self.ggml.quantize(self.type, remainder, None if self.importance is None else self.importance[matrix])
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Iterable[_Chunk], ahead: int) -> Iterator[Bytes]:
@@ -176,11 +197,12 @@ class Ggml:
         self._traits(number).contents.to_float(data.ctypes.data, out.ctypes.data, out.size)
         return out
 
-    def quantize(self, type_name: str, rows: Floats) -> Bytes:
-        """Quantise rows, `[n_rows, columns]`, to the bytes of a type."""
+    def quantize(self, type_name: str, rows: Floats, importance: Floats | None = None) -> Bytes:
+        """Quantise rows, `[n_rows, columns]`, to the bytes of a type; `importance` is that of the columns."""
         number, elements, n_bytes = gguf_info.TYPES[type_name]
         out = np.empty(rows.size // elements * n_bytes, np.uint8)
-        self._quantize(number, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, None)
+        weights = None if importance is None else importance.ctypes.data
+        self._quantize(number, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
         if not self._validate(number, out.ctypes.data, out.size):
             raise ValueError(f"{type_name}: quantised data validation failed")
         return out

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from pmpd_edge.convert import child, gguf_info, quantize
-from pmpd_edge.convert.gguf_info import GgufInfo, Tensor
+from pmpd_edge import gguf_info
+from pmpd_edge.convert import child, quantize
+from pmpd_edge.convert.quantize import Recipe
 from pmpd_edge.errors import ConvertError
+from pmpd_edge.gguf_info import GgufInfo, Tensor
 
 # What a type becomes where a matrix's columns are not divisible by its blocks: llama.cpp's table. Q1_0 is not in that.
 _FALLBACKS = {
-    "IQ3_S": "IQ4_NL",
-    "IQ4_XS": "IQ4_NL",
+    **dict.fromkeys((*quantize.NEED_IMATRIX, "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     "Q1_0": "Q4_0",
     "Q2_0": "Q4_0",
     "Q2_K": "Q4_0",
@@ -49,14 +51,15 @@ def holds_remainder(base: Tensor) -> bool:
     return is_summed(base) and base.type not in _UNQUANTISED
 
 
-def type_of(base: Tensor, type_name: str) -> str:
+def type_of(base: Tensor, recipe: Recipe) -> str:
     """The type of a tensor in a residual file.
 
     Args:
         base: the tensor in the base.
-        type_name: the type of the level's matrices.
+        recipe: the level's.
     """
     if holds_remainder(base):
+        type_name = recipe.type_of(base)
         return type_name if _fits(base, type_name) else _FALLBACKS[type_name]
     # llama.cpp loads no other type than F32 for most of what it keeps in F32 itself, such as norms.
     if len(base.shape) == 1 or (base.type == "F32" and not _is_router(base)):
@@ -92,11 +95,11 @@ def make(
     source: GgufInfo,
     below: Sequence[GgufInfo],
     out: Path,
-    type_name: str,
+    recipe: Recipe,
     threads: int | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
-) -> GgufInfo:
-    """Write a residual file: source - (the sum of the files below), quantised without an importance matrix.
+) -> None:
+    """Write a residual file: source - (the sum of the files below).
 
     Memory in use is a few tens of MB per thread, whatever the model.
 
@@ -104,7 +107,7 @@ def make(
         source: the 16-bit file.
         below: the base, then its residuals so far.
         out: the file to write.
-        type_name: one of `quantize.RESIDUAL_TYPES`; `_FALLBACKS` where columns do not suit it.
+        recipe: the types of matrices; `_FALLBACKS` where columns do not suit one.
         threads: None for all cores.
         progress: called with the fraction of tensors done.
 
@@ -112,15 +115,14 @@ def make(
         ConvertError: llama.cpp refused or the disk is full.
     """
     job = {
+        **recipe.job(),
         "source": str(source.path),
         "below": [str(info.path) for info in below],
         "out": str(out),
-        "type": type_name,
-        "ftype": quantize.RESIDUAL_TYPES[type_name],
+        "types": {tensor.name: type_of(tensor, recipe) for tensor in below[0].tensors},
         "threads": threads or os.cpu_count() or 1,
     }
-    quantize.run_job("residual", job, out, type_name, progress)
-    return gguf_info.read(out)
+    quantize.run_job("residual", job, out, recipe.type, progress)
 
 
 def check_sum(paths: Sequence[Path]) -> None:
@@ -154,6 +156,24 @@ def bpw(residual: GgufInfo, base: GgufInfo) -> float:
 
     Both over what a decode step reads. Matrices of zeros that are summed count: they are read.
     """
-    share = {tensor.name: base._share_read(tensor) for tensor in base.tensors}
+    share = {tensor.name: base.share_read(tensor) for tensor in base.tensors}
     bits = sum(8 * share[tensor.name] * tensor.bytes for tensor in residual.tensors if is_summed(tensor))
     return bits / sum(share[tensor.name] * tensor.elements for tensor in base.tensors)
+
+
+def bpw_by_class(info: GgufInfo, base: GgufInfo | None = None) -> dict[str, float]:
+    """Bits per weight of the parts of a model (`gguf_info.TENSOR_CLASSES`), whatever share of them a step reads.
+
+    Args:
+        info: a complete file, or a residual.
+        base: of a residual, whose part in a sum is then returned.
+    """
+    bits: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
+    for tensor in info.tensors:
+        if base is None or is_summed(tensor):
+            bits[gguf_info.tensor_class(tensor.name)] += 8 * tensor.bytes
+    for tensor in (base or info).tensors:
+        elements[gguf_info.tensor_class(tensor.name)] += tensor.elements
+    labels = (*gguf_info.TENSOR_CLASSES, "other")
+    return {label: round(bits[label] / elements[label], 4) for label in labels if bits[label]}

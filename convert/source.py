@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmpd_edge.convert import checkpoint, child, gguf_info, quantize
+from pmpd_edge import gguf_info
+from pmpd_edge.convert import checkpoint, child, quantize, staging
 from pmpd_edge.convert.checkpoint import Checkpoint
-from pmpd_edge.convert.gguf_info import GgufInfo
 from pmpd_edge.convert.values import Stored
-from pmpd_edge.errors import BundleError, ConvertError
+from pmpd_edge.errors import BundleError, ConvertError, DiskFullError
+from pmpd_edge.gguf_info import GgufInfo
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -126,11 +127,23 @@ def inspect(source: Source, trust_remote_code: bool = False) -> Checkpoint:
         path=source.path,
         elements=sum(tensor.elements for tensor in info.tensors),
         embedding_elements=sum(tensor.elements for tensor in vocabulary),
-        tensors=tuple(
-            Stored(source.path, tensor.name, tensor.type, tensor.shape, info.data_start + tensor.offset, tensor.bytes)
-            for tensor in info.tensors
-        ),
+        tensors=stored(info),
     )
+
+
+def stored(info: GgufInfo) -> tuple[Stored, ...]:
+    """Where the tensors of a GGUF file are."""
+    return tuple(
+        Stored(info.path, tensor.name, tensor.type, tensor.shape, info.data_start + tensor.offset, tensor.bytes)
+        for tensor in info.tensors
+    )
+
+
+def fingerprint(source: Source) -> list[list[str | int]]:
+    """Names, sizes and times of a source's files: whether it is what it was when a conversion was stopped."""
+    files = [source.path] if source.is_gguf else sorted(path for path in source.path.iterdir() if path.is_file())
+    status = [(str(path.absolute()), path.stat()) for path in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]
 
 
 def copy_gguf(
@@ -139,7 +152,7 @@ def copy_gguf(
     type_16: str | None = None,
     threads: int | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
-) -> GgufInfo:
+) -> None:
     """Make the 16-bit level of a bundle from a GGUF file: a copy, so that nothing done to the original changes it.
 
     Args:
@@ -162,14 +175,13 @@ def copy_gguf(
             "threads": threads or os.cpu_count() or 1,
         }
         quantize.run_job("quantize", job, out, type_16, progress)
-        return gguf_info.read(out)
+        return
     try:
         shutil.copyfile(source.path, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise ConvertError(f"{out.name}: {child.NO_SPACE}", "free some, or convert to another disk") from None
+            raise DiskFullError(out.name.removesuffix(staging.UNFINISHED)) from None
         raise
-    return gguf_info.read(out)
 
 
 def _download(repo: str, revision: str | None, show: bool, note: Callable[[str], None]) -> Source:

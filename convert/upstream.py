@@ -21,6 +21,7 @@ def main() -> None:
         Path(job["ids"]).write_text(document, encoding="utf-8")
     if job["pre_tokenizer"]:
         _name_pre_tokenizer(job["pre_tokenizer"])
+    _score_by_merges()
     runpy.run_path(job["upstream"] + "/convert_hf_to_gguf.py", run_name="__main__")
 
 
@@ -42,3 +43,27 @@ def _name_pre_tokenizer(name: str) -> None:
     from conversion.base import TextModel  # type: ignore[import-not-found]
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: name
+
+
+def _score_by_merges() -> None:
+    """Have upstream score the tokens of a sentencepiece tokenizer that comes without tokenizer.model.
+
+    llama.cpp merges the pair with the highest score first. Upstream gives all tokens the same one, so that it merges
+    from left to right, to other tokens than the model knows. In tokenizer.json the merges are in their order.
+    """
+    from gguf.vocab import LlamaHfVocab
+
+    load = LlamaHfVocab.__init__
+
+    def load_and_rank(self: Any, base_path: Path) -> None:
+        load(self, base_path)
+        document = json.loads(self.fname_tokenizer.read_text(encoding="utf-8"))
+        ids = self.tokenizer.get_vocab()
+        self.ranks = {}
+        for rank, merge in enumerate(document["model"]["merges"]):
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            if (token := ids.get(left + right)) is not None:
+                self.ranks.setdefault(token, rank)
+
+    LlamaHfVocab.__init__ = load_and_rank
+    LlamaHfVocab.get_token_score = lambda self, token: -float(self.ranks.get(token, 1e6))

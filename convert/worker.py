@@ -5,13 +5,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pmpd_edge import native
-from pmpd_edge.convert import remainder
-from pmpd_edge.errors import NativeError
+from pmpd_edge import gguf_info, native
+from pmpd_edge.convert import imatrix, quality, remainder
+from pmpd_edge.errors import ConvertError, NativeError
+
+_BUFFER = 256 << 20  # bytes of rows that are quantised at a time
 
 
 def main() -> None:
@@ -22,7 +27,18 @@ def main() -> None:
     except NativeError as error:
         sys.exit(f"NativeError: {error}")
     llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))  # null: print to standard error
-    done = {"quantize": _quantize, "check": _check, "residual": remainder.write, "sum": _sum}[verb](llama_cpp, job)
+    verbs = {
+        "quantize": _quantize,
+        "check": _check,
+        "residual": remainder.write,
+        "sum": _sum,
+        "quality": quality.measure,
+        "speed": quality.measure_speed,
+    }
+    try:
+        done = verbs[verb](llama_cpp, job)
+    except ConvertError as error:
+        sys.exit(f"ConvertError: {error}")
     sys.exit(0 if done else 1)
 
 
@@ -32,8 +48,27 @@ def _quantize(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
     params.ftype = getattr(llama_cpp, job["ftype"])
     params.pure = True
     params.token_embedding_type = params.output_tensor_type = job["vocabulary_type"]
+    params.max_buf_size = _BUFFER
+    types = _types(Path(job["source"]), job["overrides"]) if job.get("overrides") else {}
+    patterns = [(f"^{re.escape(name)}$".encode(), number) for name, number in types.items()]
+    params.tt_overrides = (llama_cpp.llama_model_tensor_override * (len(patterns) + 1))(*patterns)  # ends with null
+    values = imatrix.read(Path(job["imatrix"])) if job.get("imatrix") else {}
+    if values:
+        pointer = ctypes.POINTER(ctypes.c_float)
+        entries = [(name.encode(), means.ctypes.data_as(pointer), means.size) for name, means in values.items()]
+        params.imatrix = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))(*entries)
     paths = os.fsencode(job["source"]), os.fsencode(job["out"])
     return llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) == 0
+
+
+def _types(source: Path, overrides: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """The types of the matrices that overrides name, by Python's regular expressions: C++ has others."""
+    found = {}
+    for tensor in gguf_info.read(source).tensors:
+        number = next((number for pattern, number in overrides if re.search(pattern, tensor.name)), None)
+        if number is not None and tensor.name not in gguf_info.VOCABULARY_MATRICES:
+            found[tensor.name] = number
+    return found
 
 
 def _check(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:

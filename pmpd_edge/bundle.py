@@ -6,6 +6,7 @@ what is inside the GGUF files is checked where they are loaded (levels.py), all 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,9 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pmpd_edge import gguf_info
 from pmpd_edge.errors import BundleError
 
 MANIFEST = "pmpd.json"
+REPORT = "report.json"
 FORMAT = "pmpd-bundle"
 VERSION = 1
 LAYOUTS = ("separate", "nested")
@@ -42,13 +45,33 @@ class Fallback:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One GGUF file: its tensor type, size, hash and real bits per weight, and what is of another type."""
+    """One GGUF file: its tensor type, size, hash and real bits per weight.
+
+    Attributes:
+        fallbacks: what is of another type, as its shape does not allow this one.
+        bpw_by_class: real bits per weight of embeddings, output, attention, feed-forward, other.
+        overrides: what was asked to be of another type: regular expressions for tensors' names, and types.
+        imatrix: whether it was made with the importance matrix.
+    """
 
     type: str
     bytes: int
     sha256: str
     bpw: float
     fallbacks: tuple[Fallback, ...] = ()
+    bpw_by_class: Mapping[str, float] = field(default_factory=dict)
+    overrides: tuple[tuple[str, str], ...] = ()
+    imatrix: bool = False
+
+
+@dataclass(frozen=True)
+class ImatrixFile:
+    """The importance matrix of a bundle, and what it was computed from: a text's name and number of chunks."""
+
+    file: str
+    sha256: str
+    text: str
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +129,7 @@ class Bundle:
     schedule: StaticSchedule
     predictor: str | None = None
     calibration: Mapping[str, Any] | None = field(default=None)
+    imatrix: ImatrixFile | None = None
 
     @property
     def precisions(self) -> tuple[int, ...]:
@@ -135,17 +159,32 @@ class Bundle:
         return sum(self.files[name].bpw for name in level.weights)
 
     def verify(self, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
-        """Check the SHA-256 of every file.
+        """Check the SHA-256 of every file, and that of its tokenizer.
 
         Args:
             progress: called with the number of bytes read since the last call.
 
         Raises:
-            BundleError: a file is not the one that was written.
+            BundleError: a file is not the one that was written, or has another tokenizer.
         """
-        for name, file in self.files.items():
-            if sha256_file(self.path / name, progress) != file.sha256:
+        hashes = {name: file.sha256 for name, file in self.files.items()}
+        if self.imatrix:
+            hashes[self.imatrix.file] = self.imatrix.sha256
+        for name, expected in hashes.items():
+            if sha256_file(self.path / name, progress) != expected:
                 raise BundleError(f"{self.path / name}: damaged (its SHA-256 is not the manifest's)", CONVERT_AGAIN)
+        for name in self.files:
+            self.check_tokenizer(name)
+
+    def check_tokenizer(self, name: str) -> None:
+        """Raise BundleError where a file has not the tokenizer of the manifest, which all levels share."""
+        if gguf_info.read(self.path / name).tokenizer_sha256 != self.tokenizer_sha256:
+            raise BundleError(f"{self.path / name}: its tokenizer is not that of the manifest", CONVERT_AGAIN)
+
+
+def in_one_line(text: str) -> str:
+    """A text that anybody may have written, without what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
@@ -189,7 +228,7 @@ def _download(source: str) -> Path:
 
     repo, _, revision = source.partition("@")
     try:
-        patterns = [MANIFEST, "*.gguf", "*.md"]
+        patterns = [MANIFEST, "*.gguf", "*.md", REPORT]
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # huggingface_hub raises many kinds; all mean that the bundle is not to be had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -220,7 +259,7 @@ def load(path: Path) -> Bundle:
         bundle = _from_document(path, document)
     except BundleError as error:
         raise BundleError(f"{manifest}: {error.message}", error.hint) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{manifest}: damaged ({what})", CONVERT_AGAIN) from None
 
@@ -250,6 +289,7 @@ def _from_document(path: Path, document: dict[str, Any]) -> Bundle:
         schedule=StaticSchedule(switches, _count(schedule, "max_new_tokens")),
         predictor=document.get("predictor"),
         calibration=document.get("calibration"),
+        imatrix=_imatrix_from_document(document.get("imatrix")),
     )
 
 
@@ -264,24 +304,58 @@ def _count(document: Mapping[str, Any], key: str) -> int:
 
 def _word(document: Mapping[str, Any], key: str) -> str:
     """A text in one line, as it may be printed on a terminal."""
-    value = document[key]
+    return _printable(key, document[key])
+
+
+def _printable(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError(f"{key} {value!r}")
     return value
 
 
-def _file_from_document(file: dict[str, Any]) -> WeightsFile:
-    fallbacks = tuple(Fallback(str(f["type"]), tuple(map(str, f["tensors"]))) for f in file.get("fallbacks", ()))
-    bpw = float(file["bpw"])
+def _bpw(value: Any) -> float:
+    bpw = float(value)
     if not 0 <= bpw < math.inf:
         raise ValueError(f"bpw {bpw}")
-    return WeightsFile(_word(file, "type"), _count(file, "bytes"), _word(file, "sha256"), bpw, fallbacks)
+    return bpw
+
+
+def _file_from_document(file: dict[str, Any]) -> WeightsFile:
+    fallbacks = tuple(Fallback(str(f["type"]), tuple(map(str, f["tensors"]))) for f in file.get("fallbacks", ()))
+    by_class = {_printable("bpw_by_class", label): _bpw(bpw) for label, bpw in file.get("bpw_by_class", {}).items()}
+    return WeightsFile(
+        type=_word(file, "type"),
+        bytes=_count(file, "bytes"),
+        sha256=_word(file, "sha256"),
+        bpw=_bpw(file["bpw"]),
+        fallbacks=fallbacks,
+        bpw_by_class=by_class,
+        overrides=tuple((str(o["tensors"]), str(o["type"])) for o in file.get("overrides", ())),
+        imatrix=bool(file.get("imatrix", False)),
+    )
+
+
+def _imatrix_from_document(document: dict[str, Any] | None) -> ImatrixFile | None:
+    if not document:
+        return None
+    return ImatrixFile(
+        file=_word(document, "file"),
+        sha256=_word(document, "sha256"),
+        text=_word(document, "text"),
+        chunks=_count(document, "chunks") if document["chunks"] else 0,  # where it is not known
+    )
 
 
 def _file_to_document(file: WeightsFile) -> dict[str, Any]:
     document: dict[str, Any] = {"type": file.type, "bytes": file.bytes, "sha256": file.sha256, "bpw": file.bpw}
-    if file.fallbacks:  # optional: bundles are older than this field
+    if file.bpw_by_class:  # optional, as all below: bundles are older than these fields
+        document["bpw_by_class"] = dict(file.bpw_by_class)
+    if file.fallbacks:
         document["fallbacks"] = [{"type": f.type, "tensors": list(f.tensors)} for f in file.fallbacks]
+    if file.overrides:
+        document["overrides"] = [{"tensors": pattern, "type": kind} for pattern, kind in file.overrides]
+    if file.imatrix:
+        document["imatrix"] = True
     return document
 
 
@@ -289,7 +363,7 @@ def _check_consistency(bundle: Bundle) -> None:
     manifest = bundle.path / MANIFEST
 
     def problems() -> Iterator[str]:
-        for name in bundle.files:
+        for name in (*bundle.files, *([bundle.imatrix.file] if bundle.imatrix else [])):
             if not _PLAIN_NAME.fullmatch(name) or name in (".", ".."):
                 yield f"file name {name!r}, which would lead out of the bundle"
         if bundle.layout not in LAYOUTS:
@@ -314,6 +388,8 @@ def _check_consistency(bundle: Bundle) -> None:
 
 
 def _check_files(bundle: Bundle) -> None:
+    if bundle.imatrix and not (bundle.path / bundle.imatrix.file).is_file():
+        raise BundleError(f"{bundle.path / bundle.imatrix.file}: No such file or directory", CONVERT_AGAIN)
     for name, file in bundle.files.items():
         path = bundle.path / name
         try:
@@ -330,7 +406,7 @@ def _check_files(bundle: Bundle) -> None:
 
 def to_document(bundle: Bundle) -> dict[str, Any]:
     """The manifest of a bundle, as `load` reads it."""
-    return {
+    document = {
         "format": FORMAT,
         "version": VERSION,
         "name": bundle.name,
@@ -351,6 +427,9 @@ def to_document(bundle: Bundle) -> dict[str, Any]:
         "predictor": bundle.predictor,
         "calibration": bundle.calibration,
     }
+    if bundle.imatrix:
+        document["imatrix"] = dataclasses.asdict(bundle.imatrix)
+    return document
 
 
 def write(bundle: Bundle) -> None:

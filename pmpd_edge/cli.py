@@ -21,6 +21,7 @@ from pmpd_edge.errors import PmpdError
 
 if TYPE_CHECKING:
     from pmpd_edge.bundle import StaticSchedule
+    from pmpd_edge.convert import TensorType
 
 LAYOUTS = ("separate", "nested")
 PRECISIONS = ("16", "8", "6", "5", "4", "3", "2")
@@ -129,6 +130,21 @@ def _types(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     return {int(precision): name.upper() for precision, name in pairs}
 
 
+def _tensor_types(values: tuple[str, ...]) -> list[TensorType]:
+    """`REGEX=TYPE`, or `PRECISION:REGEX=TYPE`; llama-quantize's form, with a precision before it."""
+    from pmpd_edge.convert import TensorType
+
+    types = []
+    for value in values:
+        pattern, _, name = value.rpartition("=")
+        first, _, rest = pattern.partition(":")
+        precision, pattern = (int(first), rest) if first in PRECISIONS and rest else (None, pattern)
+        if not pattern or not name:
+            raise click.BadParameter(f"{value!r}: write REGEX=TYPE, like attn_v=Q6_K", param_hint="'--tensor-type'")
+        types.append(TensorType(pattern, name.upper(), precision))
+    return types
+
+
 def _schedule(text: str, max_new_tokens: int) -> StaticSchedule:
     from pmpd_edge.schedule import parse_switches
 
@@ -156,6 +172,44 @@ def _schedule(text: str, max_new_tokens: int) -> StaticSchedule:
     metavar="PRECISION=TYPE",
     callback=_types,
     help="Tensor type of a level's file: 4=Q4_K.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="[PRECISION:]REGEX=TYPE",
+    help="Type of the matrices that a regular expression matches: attn_v=Q6_K, or at one precision 4:ffn_down=Q5_K.",
+)
+@click.option(
+    "--embedding-type",
+    metavar="TYPE",
+    default="Q8_0",
+    show_default=True,
+    help="Type of token embeddings and output below 16 bits.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Importance matrix of the model, made by llama-imatrix.",
+)
+@click.option(
+    "--calibration-text",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Text to compute the importance matrix from.",
+    show_default="one that comes along, of many kinds and languages",
+)
+@click.option("--no-imatrix", is_flag=True, help="No importance matrix for levels of 4 bits and below.")
+@click.option(
+    "--report", is_flag=True, help="Measure what the levels lose and gain: perplexity, KL divergence, size, speed."
+)
+@click.option(
+    "--report-text",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Text for --report.",
+    show_default="another one that comes along",
 )
 @click.option(
     "--schedule", metavar="SWITCHES", help="Where the precision changes: 8@1,4@86 is 8 from step 1, 4 from step 86."
@@ -188,6 +242,13 @@ def convert(
     precisions: tuple[int, ...],
     layout: str,
     types: dict[int, str],
+    tensor_types: tuple[str, ...],
+    embedding_type: str,
+    imatrix: Path | None,
+    calibration_text: Path | None,
+    no_imatrix: bool,
+    report: bool,
+    report_text: Path | None,
     schedule: str | None,
     max_new_tokens: int,
     prefill: str | None,
@@ -202,10 +263,12 @@ def convert(
     """Make a bundle from a model.
 
     SOURCE is the model's directory, its Hub id (org/name or org/name@revision), or a GGUF file of F32, F16 or BF16. OUT
-    is the bundle's directory.
+    is the bundle's directory. A conversion that was stopped goes on where it was if it is started again.
     """
     from pmpd_edge import cli_ui as ui
 
+    if bool(imatrix) + bool(calibration_text) + no_imatrix > 1:
+        raise click.UsageError("--imatrix, --calibration-text and --no-imatrix exclude each other.")
     static = _schedule(schedule, max_new_tokens) if schedule else None
     try:
         from pmpd_edge.convert import convert as convert_model
@@ -221,6 +284,13 @@ def convert(
             precisions=precisions,
             layout=layout,
             types=types or None,
+            tensor_types=_tensor_types(tensor_types),
+            shared_type=embedding_type.upper(),
+            imatrix_file=imatrix,
+            calibration_text=calibration_text,
+            use_imatrix=not no_imatrix,
+            with_report=report or bool(report_text),
+            report_text=report_text,
             schedule=static,
             max_new_tokens=max_new_tokens,
             prefill=int(prefill) if prefill else None,
@@ -239,6 +309,8 @@ def convert(
         click.echo(ui.manifest(bundle))
     elif not quiet:
         click.echo(ui.table(bundle))
+        if measured := ui.report(bundle):
+            click.echo(f"\n{measured}")
 
 
 # info
@@ -246,7 +318,7 @@ def convert(
 
 @cli.command()
 @click.argument("bundle", required=False)
-@click.option("--verify", is_flag=True, help="Check the SHA-256 of every file.")
+@click.option("--verify", is_flag=True, help="Check the SHA-256 of every file and of the tokenizer in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the bundle's manifest.")
 @debug
 def info(bundle: str | None, verify: bool, as_json: bool) -> None:

@@ -10,13 +10,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
-from pmpd_edge.bundle import Bundle, Level, StaticSchedule, to_document
+from pmpd_edge.bundle import REPORT, Bundle, Level, StaticSchedule, in_one_line, to_document
+from pmpd_edge.gguf_info import TENSOR_CLASSES
 from pmpd_edge.stats import GenerationStats
 from pmpd_edge.stream import Token
 
@@ -230,41 +231,88 @@ def manifest(bundle: Bundle) -> str:
 
 def describe(bundle: Bundle, verified: bool = False) -> str:
     """Everything about a bundle that a person wants to know, on a screen."""
-    source = "@".join(part for part in (bundle.source.get("repo"), bundle.source.get("revision")) if part)
+    source = "@".join(in_one_line(str(part)) for part in map(bundle.source.get, ("repo", "revision")) if part)
     rows = {
         "source": source or "unknown",
         "model": f"{bundle.architecture}, {amount(bundle.parameters)} parameters, context {bundle.context_length}",
         "layout": bundle.layout,
         "prefill": f"{bundle.prefill} bits",
-        "predictor": bundle.predictor or "none",
+        "predictor": in_one_line(str(bundle.predictor or "none")),
+        "imatrix": f"{bundle.imatrix.text}, {bundle.imatrix.chunks} chunks" if bundle.imatrix else "none",
         "hashes": "all match" if verified else "not checked (--verify checks them)",
         "schedule": schedule_line(bundle.schedule).replace("\n", "\n" + " " * 13),
     }
     lines = [bundle.name, *(f"  {name:<9}  {value}" for name, value in rows.items()), "", table(bundle)]
     if told := notes(bundle):
         lines += ["", *(f"  {line}" for line in told)]
+    if measured := report(bundle):
+        lines += ["", measured]
     return "\n".join(lines)
 
 
 def table(bundle: Bundle) -> str:
-    """The levels of a bundle: precision, type, size, real bits per weight, files."""
-    head = ["precision", "type", "size", "bpw", "file"]
-    rows = [head, *(_row(bundle, level) for level in bundle.levels)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    align = ("<", "<", ">", ">", "<")
+    """The levels of a bundle: precision, type, size, real bits per weight in all and by part, files."""
+    parts = _parts(bundle)
+    head = ["precision", "type", "size", "bpw", *parts, "file"]
+    return _table([head, *(_row(bundle, level, parts) for level in bundle.levels)], text=(0, 1, len(head) - 1))
+
+
+def _parts(bundle: Bundle) -> list[str]:
+    """The parts of the model whose bits every file tells apart; norms and the like are no choice of anybody's."""
+    if not all(file.bpw_by_class for file in bundle.files.values()):
+        return []
+    labels = {label for file in bundle.files.values() for label in file.bpw_by_class}
+    return [label for label in TENSOR_CLASSES if label in labels]
+
+
+def report(bundle: Bundle) -> str:
+    """What was measured of a bundle's levels when it was made; empty if nothing was."""
+    try:
+        measured = json.loads((bundle.path / REPORT).read_text(encoding="utf-8"))
+        reference = measured["reference"]
+        head = ["precision", "size", "bpw", "perplexity", "KL", "top-1", "prefill t/s", "decode t/s"]
+        first = [reference["type"], f"{amount(reference['bytes'])}B", "", f"{reference['perplexity']:.2f}", *[""] * 4]
+        rows = [_report_row(level) for level in measured["levels"]]
+        table = _table([[in_one_line(cell) for cell in row] for row in (head, first, *rows)], text=(0,))
+        told = f"on {measured['tokens']} tokens of {measured['text']['name']}, against {reference['type']}"
+        return f"  {in_one_line(told)}\n{table}"
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return f"  {REPORT}: damaged"
+
+
+def _report_row(level: Mapping[str, Any]) -> list[str]:
+    return [
+        str(level["precision"]),
+        f"{amount(level['bytes'])}B",
+        f"{level['bpw']:.2f}",
+        f"{level['perplexity']:.2f}",
+        f"{level['kl']:.4f} ± {level['kl_error']:.4f}",
+        f"{level['top1']:.1%}",
+        f"{level['prefill_tokens_per_second']:.1f}",
+        f"{level['decode_tokens_per_second']:.1f}",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]], text: Sequence[int]) -> str:
+    """Rows of cells, those in the columns of `text` to the left, the others, numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = ["<" if at in text else ">" for at in range(len(widths))]
     return "\n".join(
         "  " + "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip()
         for row in rows
     )
 
 
-def _row(bundle: Bundle, level: Level) -> list[str]:
+def _row(bundle: Bundle, level: Level, parts: Sequence[str]) -> list[str]:
     files = [bundle.files[name] for name in level.weights]
     return [
         str(level.precision),
         " + ".join(file.type for file in files),
         f"{amount(sum(file.bytes for file in files))}B",
         f"{bundle.bpw(level):.2f}",
+        *(f"{sum(file.bpw_by_class.get(label, 0.0) for file in files):.2f}" for label in parts),
         " + ".join(level.weights),
     ]
 
@@ -276,7 +324,7 @@ def notes(bundle: Bundle) -> list[str]:
         for fallback in file.fallbacks:
             count, example = len(fallback.tensors), fallback.tensors[0]
             which = f"1 tensor, {example}, is" if count == 1 else f"{count} tensors, such as {example}, are"
-            lines.append(f"{name}: {which} {fallback.type}: the shape does not suit {file.type}")
+            lines.append(in_one_line(f"{name}: {which} {fallback.type}: the shape does not suit {file.type}"))
     for high, low in pairwise(bundle.levels):
         saved = bundle.bpw(high) - bundle.bpw(low)
         if saved < NEXT_TO_NOTHING:

@@ -36,6 +36,13 @@ class ConvertError(PmpdError):
     """A model could not be converted."""
 
 
+class DiskFullError(ConvertError):
+    """There is no space left for what a conversion writes."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: No space left on device", "free some, or convert to another disk")
+
+
 class ContextFullError(PmpdError):
     """The prompt does not fit the context."""
 

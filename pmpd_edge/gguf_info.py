@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import re
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,14 @@ _NAMES = {number: name for name, (number, _, _) in TYPES.items()}
 # Matrices with one row per token; all levels below 16 share one type for them.
 VOCABULARY_MATRICES = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 SHARED_TYPE = "Q8_0"
+
+# The parts of a model whose bits are told apart; everything else, such as norms, is "other".
+TENSOR_CLASSES = {
+    "embeddings": re.compile(r"^(token_embd|per_layer_token_embd|position_embd)\.weight$"),
+    "output": re.compile(r"^output\.weight$"),
+    "attention": re.compile(r"\.attn_(?!.*norm).*\.weight$"),
+    "feed-forward": re.compile(r"\.ffn_(?!.*norm|gate_inp).*\.weight$"),
+}
 
 # A step looks up one row of these, however large they are.
 _LOOKED_UP = ("per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
@@ -132,10 +141,10 @@ class GgufInfo:
     @property
     def bpw(self) -> float:
         """Real bits per weight: bits of all tensors that a decode step reads / parameters read."""
-        read = [(self._share_read(tensor), tensor) for tensor in self.tensors]
+        read = [(self.share_read(tensor), tensor) for tensor in self.tensors]
         return sum(8 * share * t.bytes for share, t in read) / sum(share * t.elements for share, t in read)
 
-    def _share_read(self, tensor: Tensor) -> float:
+    def share_read(self, tensor: Tensor) -> float:
         """The share of a tensor that a decode step reads: 0 of look-up tables, a few experts of a mixture."""
         if tensor.name.endswith(_CONSTANTS) or tensor.name in _LOOKED_UP:
             return 0.0
@@ -147,18 +156,21 @@ class GgufInfo:
             return used / count if count and used else 1.0
         return 1.0
 
-    def fallbacks(self, type_name: str) -> tuple[Tensor, ...]:
-        """The matrices whose type is not the level's, because their shape does not allow it.
+    def fallbacks(self, expected: Callable[[Tensor], str]) -> tuple[Tensor, ...]:
+        """The matrices whose type is not the expected one, because their shape does not allow it.
 
-        Embeddings and output in the shared type, and routers and the like, which stay F32, are as they should be.
+        Routers and the like, which stay F32, are as they should be.
         """
         return tuple(
             tensor
             for tensor in self.tensors
-            if len(tensor.shape) > 1
-            and tensor.type not in (type_name, "F32")
-            and not (tensor.name in VOCABULARY_MATRICES and tensor.type == SHARED_TYPE)
+            if len(tensor.shape) > 1 and tensor.type != "F32" and tensor.type != expected(tensor)
         )
+
+
+def tensor_class(name: str) -> str:
+    """What a tensor is part of: one of `TENSOR_CLASSES`."""
+    return next((label for label, pattern in TENSOR_CLASSES.items() if pattern.search(name)), "other")
 
 
 def read(path: Path) -> GgufInfo:
@@ -176,8 +188,23 @@ def read(path: Path) -> GgufInfo:
         raise BundleError(f"{path}: not a GGUF file, or damaged ({error})") from None
 
 
+def write_u32(path: Path, key: str, value: int) -> None:
+    """Change a number in a file's metadata in its place.
+
+    Raises:
+        BundleError: the file has no such number.
+    """
+    name = key.encode()
+    entry = struct.pack("<Q", len(name)) + name + struct.pack("<I", _U32)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        at = data.find(entry)
+        if at < 0:
+            raise BundleError(f"{path}: has no {key}")
+        data[at + len(entry) : at + len(entry) + 4] = struct.pack("<I", value)
+
+
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
+_U32, _STRING, _ARRAY = 4, 8, 9
 
 
 class _Cursor:

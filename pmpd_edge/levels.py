@@ -58,6 +58,7 @@ class Levels:
         level = self.bundle.level(precision)
         for name, path in zip(level.weights, self.bundle.paths(level), strict=True):
             if name not in self._models:
+                self.bundle.check_tokenizer(name)
                 model = load_model(str(path), self._own.params)
                 model._exit_stack.callback(self._context.close)  # a context goes before its models
                 self._models[name] = model

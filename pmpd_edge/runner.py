@@ -106,7 +106,9 @@ class Pmpd(llama_cpp.Llama):
 
         n_ctx = n_ctx or (min(DEFAULT_CTX, self.bundle.context_length) if n_ctx is None else self.bundle.context_length)
         n_threads = n_threads or default_threads()
-        path = self.bundle.paths(self.bundle.levels[0])[0]
+        name = self.bundle.levels[0].weights[0]
+        path = self.bundle.path / name
+        self.bundle.check_tokenizer(name)
         with native.captured_log() as log:
             try:
                 super().__init__(

@@ -53,6 +53,27 @@ def tiny_llama(
     return path
 
 
+def part_of(name: str) -> str:
+    """The part of a Llama that a tensor of a GGUF belongs to."""
+    stem = name.removesuffix(".weight").rpartition(".")[2]
+    if stem in ("token_embd", "output"):
+        return {"token_embd": "embeddings", "output": "output"}[stem]
+    return "other" if stem.endswith("_norm") else {"attn": "attention", "ffn": "feed-forward"}[stem.partition("_")[0]]
+
+
+def calibration_text(path: Path, size: int = 6000) -> Path:
+    """Write the beginning of the text that importance matrices are computed from: less is quicker.
+
+    Args:
+        path: the file to write.
+        size: in bytes; the default is four chunks of 512 tokens of the translator's.
+    """
+    from pmpd_edge.convert import imatrix
+
+    path.write_bytes(imatrix.DEFAULT_TEXT.read_bytes()[:size].decode(errors="ignore").encode())
+    return path
+
+
 BPE_SIZE = 512  # of the vocabulary that `write_bpe_tokenizer` trains
 BPE_NAME = "gpt-2"  # llama.cpp's name for its pre-tokenizer
 

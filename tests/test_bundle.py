@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pmpd_edge import bundle
-from pmpd_edge.bundle import Fallback
+from pmpd_edge import Pmpd, bundle
+from pmpd_edge.bundle import Bundle, Fallback, ImatrixFile
 from pmpd_edge.errors import BundleError
 
 
@@ -61,6 +61,105 @@ def test_damaged_fallbacks_are_refused(folder, wrong):
     edit(folder, lambda document: document["files"][first_file(document)].update(fallbacks=wrong))
     with pytest.raises(BundleError, match=r"pmpd\.json: damaged"):
         bundle.load(folder)
+
+
+def with_new_fields(loaded: Bundle) -> Bundle:
+    """A bundle with all that manifests have learnt since the first ones; its importance matrix is no such thing."""
+    matrix = loaded.path / "m-imatrix.gguf"
+    matrix.write_bytes(b"GGUF and more")
+    low = loaded.levels[-1].weights[0]
+    file = replace(
+        loaded.files[low],
+        bpw_by_class={"embeddings": 8.5, "attention": 4.6641, "other": 32.0},
+        overrides=(("attn_v", "Q6_K"), (r"blk\.[01]\.", "Q5_K")),
+        imatrix=True,
+    )
+    imatrix = ImatrixFile(matrix.name, bundle.sha256_file(matrix), "text.txt", 63)
+    return replace(loaded, files={**loaded.files, low: file}, imatrix=imatrix)
+
+
+def test_new_fields_are_optional_and_kept(folder: Path) -> None:
+    older = (folder / "pmpd.json").read_text()
+    assert not [field for field in ("imatrix", "bpw_by_class", "overrides") if field in older]
+    loaded = bundle.load(folder)
+    assert loaded.imatrix is None
+    assert all((file.bpw_by_class, file.overrides, file.imatrix) == ({}, (), False) for file in loaded.files.values())
+    changed = with_new_fields(loaded)
+    bundle.write(changed)
+    assert bundle.load(folder) == changed
+    assert changed.fingerprint == loaded.fingerprint
+    document = json.loads((folder / "pmpd.json").read_text())
+    assert document["imatrix"]["chunks"] == 63
+    assert document["files"][loaded.levels[-1].weights[0]]["overrides"][0] == {"tensors": "attn_v", "type": "Q6_K"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(imatrix=3),
+        lambda d: d.update(imatrix=["m"]),
+        lambda d: d["imatrix"].pop("sha256"),
+        lambda d: d["imatrix"].update(text="\x1b[2J"),
+        lambda d: d["imatrix"].update(chunks=float("inf")),
+        lambda d: d["imatrix"].update(chunks=-1),
+        lambda d: d["files"][first_file(d)].update(bpw_by_class=[3]),
+        lambda d: d["files"][first_file(d)].update(bpw_by_class={"attention": float("nan")}),
+        lambda d: d["files"][first_file(d)].update(bpw_by_class={"attention": 10**400}),
+        lambda d: d["files"][first_file(d)].update(bpw_by_class={"\x1b[2J": 4.5}),
+        lambda d: d["files"][first_file(d)].update(overrides={"a": 1}),
+        lambda d: d["files"][first_file(d)].update(overrides=[{"tensors": "a"}]),
+    ],
+)
+def test_damaged_new_fields_are_refused(folder: Path, change: Any) -> None:
+    bundle.write(with_new_fields(bundle.load(folder)))
+    edit(folder, change)
+    with pytest.raises(BundleError, match=r"pmpd\.json: damaged") as error:
+        bundle.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_the_importance_matrix_is_there_and_the_one_that_was_written(folder: Path) -> None:
+    bundle.write(with_new_fields(bundle.load(folder)))
+    loaded = bundle.load(folder)
+    loaded.verify()
+    matrix = folder / "m-imatrix.gguf"
+    matrix.write_bytes(b"GGUF and less")
+    with pytest.raises(BundleError, match=r"m-imatrix\.gguf: damaged"):
+        bundle.load(folder).verify()
+    matrix.unlink()
+    with pytest.raises(BundleError, match=r"m-imatrix\.gguf: No such file"):
+        bundle.load(folder)
+    edit(folder, lambda document: document["imatrix"].update(file="../m-imatrix.gguf"))
+    with pytest.raises(BundleError, match="lead out of the bundle"):
+        bundle.load(folder)
+
+
+def change_a_token(folder: Path, name: str) -> None:
+    """Give a file another tokenizer, and the manifest that file's hash."""
+    path = folder / name
+    data = path.read_bytes()
+    token = "▁people".encode()
+    at = data.index(len(token).to_bytes(8, "little") + token) + 8
+    path.write_bytes(data[:at] + "▁peeple".encode() + data[at + len(token) :])
+    edit(folder, lambda document: document["files"][name].update(sha256=bundle.sha256_file(path)))
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_file_with_another_tokenizer_is_refused(folder: Path, level: int) -> None:
+    (name,) = bundle.load(folder).levels[level].weights
+    change_a_token(folder, name)
+    loaded = bundle.load(folder)
+    for use in (loaded.verify, lambda: Pmpd(folder, n_threads=1)):
+        with pytest.raises(BundleError) as error:
+            use()
+        assert str(error.value).startswith(f"{folder / name}: its tokenizer is not that of the manifest: ")
+        assert "\n" not in str(error.value)
+
+
+def test_a_manifest_of_another_tokenizer_is_refused(folder: Path) -> None:
+    edit(folder, lambda document: document.update(tokenizer_sha256="0" * 64))
+    with pytest.raises(BundleError, match=r"q8\.gguf: its tokenizer is not that of the manifest"):
+        Pmpd(folder, n_threads=1)
 
 
 def first_file(document: dict[str, Any]) -> str:

@@ -6,60 +6,21 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command import ODD, make_bundle, odd_bundle, process, run
 
 from pmpd_edge import __version__, bundle, chat, cli_ui, native, schedule
-from pmpd_edge.bundle import Bundle, Fallback, Level, StaticSchedule, Switch, WeightsFile
+from pmpd_edge.bundle import ImatrixFile, StaticSchedule, Switch, WeightsFile
 from pmpd_edge.cli import CACHE_TYPES, PRECISIONS, cli
-from pmpd_edge.errors import ConvertError
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def process(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pmpd_edge", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, **options)
-
-
-def make_bundle(path: Path, layout: str = "separate") -> Bundle:
-    """A bundle whose files are no models."""
-    path.mkdir(parents=True)
-    types = {"m-q8.gguf": ("Q8_0", 8.5), "m-q4.gguf": ("Q4_K", 4.5)}
-    for name in types:
-        (path / name).write_bytes(b"GGUF" + name.encode() * 100_000)
-    files = {
-        name: WeightsFile(kind, (path / name).stat().st_size, bundle.sha256_file(path / name), bpw)
-        for name, (kind, bpw) in types.items()
-    }
-    high = ("m-q4.gguf", "m-q8.gguf") if layout == "nested" else ("m-q8.gguf",)
-    made = Bundle(
-        path=path,
-        name="m",
-        source={"repo": "org/m", "revision": "abc"},
-        architecture="llama",
-        parameters=1_234_567,
-        context_length=512,
-        tokenizer_sha256="0",
-        layout=layout,
-        files=files,
-        levels=(Level(8, high), Level(4, ("m-q4.gguf",))),
-        prefill=8,
-        schedule=StaticSchedule((Switch(1, 8), Switch(86, 4)), 256),
-    )
-    bundle.write(made)
-    return made
 
 
 # The whole
@@ -116,6 +77,12 @@ def test_version() -> None:
         (["convert", "a", "b", "--schedule", "8@x"], "Invalid value for '--schedule'"),
         (["convert", "a", "b", "--schedule", "8@2"], "Invalid value for '--schedule'"),
         (["convert", "a", "b", "--prefill", "7"], "Invalid value for '--prefill'"),
+        (["convert", "a", "b", "--tensor-type", "attn_v"], "write REGEX=TYPE, like attn_v=Q6_K"),
+        (["convert", "a", "b", "--tensor-type", "=Q6_K"], "write REGEX=TYPE, like attn_v=Q6_K"),
+        (["convert", "a", "b", "--tensor-type", "attn_v="], "write REGEX=TYPE, like attn_v=Q6_K"),
+        (["convert", "a", "b", "--imatrix", "m", "--no-imatrix"], "--no-imatrix exclude each other"),
+        (["convert", "a", "b", "--imatrix", "m", "--calibration-text", "t"], "--no-imatrix exclude each other"),
+        (["convert", "a", "b", "--calibration-text", "t", "--no-imatrix"], "--no-imatrix exclude each other"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], reason: str) -> None:
@@ -188,6 +155,7 @@ m
   layout     separate
   prefill    8 bits
   predictor  none
+  imatrix    none
   hashes     not checked (--verify checks them)
   schedule   8 ━━━━━━━━━━━━━━━━ 4 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
              1                  86                                   256
@@ -210,14 +178,102 @@ def test_info_json_is_the_manifest(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == json.loads((made.path / bundle.MANIFEST).read_text())
 
 
-def test_info_verify(tmp_path: Path) -> None:
+def test_info_tells_parts_and_importance_matrix(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "m", layout="nested")
+    parts = {"m-q4.gguf": {"embeddings": 8.5, "attention": 4.5, "other": 32.0}, "m-q8.gguf": {"attention": 4.25}}
+    files = {name: dataclasses.replace(file, bpw_by_class=parts[name]) for name, file in made.files.items()}
+    matrix = made.path / "m-imatrix.gguf"
+    matrix.touch()
+    imatrix = ImatrixFile(matrix.name, bundle.sha256_file(matrix), "text.txt", 12)
+    bundle.write(dataclasses.replace(made, files=files, imatrix=imatrix))
+    lines = run("info", made.path).output.splitlines()
+    assert "  imatrix    text.txt, 12 chunks" in lines
+    assert [line.split()[:-1] for line in lines[-3:-1]] == [
+        ["precision", "type", "size", "bpw", "embeddings", "attention"],
+        ["8", "Q4_K", "+", "Q8_0", "1.8", "MB", "13.00", "8.50", "8.75", "m-q4.gguf", "+"],
+    ]
+
+
+REPORT: dict[str, Any] = {
+    "text": {"name": "held_out.txt"},
+    "tokens": 512,
+    "reference": {"type": "BF16", "bytes": 14_000_000, "perplexity": 5.125},
+    "levels": [
+        {
+            "precision": 4,
+            "bytes": 4_500_000,
+            "bpw": 4.5,
+            "perplexity": 5.25,
+            "kl": 0.01234,
+            "kl_error": 0.0005,
+            "top1": 0.9876,
+            "prefill_tokens_per_second": 100.0,
+            "decode_tokens_per_second": 20.0,
+        }
+    ],
+}
+
+
+def test_info_shows_the_report(tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "m")
-    assert "hashes     all match\n" in run("info", made.path, "--verify").output
-    file = made.path / "m-q4.gguf"
+    (made.path / "report.json").write_text(json.dumps(REPORT))
+    assert run("info", made.path).output.endswith(
+        """
+  on 512 tokens of held_out.txt, against BF16
+  precision    size   bpw  perplexity               KL  top-1  prefill t/s  decode t/s
+  BF16        14 MB              5.12
+  4          4.5 MB  4.50        5.25  0.0123 ± 0.0005  98.8%        100.0        20.0
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        json.dumps({**REPORT, "levels": 3}).encode(),
+        json.dumps({**REPORT, "levels": [3]}).encode(),
+        json.dumps({**REPORT, "levels": [{}]}).encode(),
+        json.dumps({**REPORT, "reference": {"type": "BF16", "bytes": 10**400, "perplexity": 5.1}}).encode(),
+        json.dumps({**REPORT, "reference": {"type": 16, "bytes": 1, "perplexity": 5.1}}).encode(),
+    ],
+)
+def test_a_damaged_report_breaks_nothing(tmp_path: Path, content: bytes) -> None:
+    made = make_bundle(tmp_path / "m")
+    whole = run("info", made.path).output
+    (made.path / "report.json").write_bytes(content)
+    result = run("info", made.path)
+    assert (result.output, result.exit_code) == (f"{whole}\n  report.json: damaged\n", 0)
+
+
+def test_nothing_in_a_bundle_moves_the_cursor(tmp_path: Path) -> None:
+    made = odd_bundle(tmp_path / "m")
+    evil = "\x1b[2J\r"
+    (fallback, *_) = made.files["m-q4.gguf"].fallbacks
+    odd = dataclasses.replace(made.files["m-q4.gguf"], fallbacks=(dataclasses.replace(fallback, type=evil),))
+    source, files = {"repo": evil, "revision": evil}, {**made.files, "m-q4.gguf": odd}
+    bundle.write(dataclasses.replace(made, source=source, files=files, predictor=evil))
+    report = {**REPORT, "text": {"name": evil}, "reference": {**REPORT["reference"], "type": evil}}
+    (made.path / "report.json").write_text(
+        json.dumps({**report, "levels": [{**REPORT["levels"][0], "precision": evil}]})
+    )
+    output = run("info", made.path).output
+    assert not set(output) & set(evil[0] + evil[-1]) and output.count("[2J") == 8
+
+
+def test_info_verify(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(bundle.default_bundle(), tmp_path / "m"))
+    assert "hashes     all match\n" in run("info", path, "--verify").output
+    file = path / "translator-7m-q4.gguf"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    result = run("info", made.path, "--verify")
+    result = run("info", path, "--verify")
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {file}: damaged (its SHA-256 is not")
-    assert run("info", made.path).exit_code == 0
+    assert run("info", path).exit_code == 0
 
 
 def test_info_without_a_bundle_shows_the_model_of_the_package() -> None:
@@ -240,6 +296,21 @@ def test_a_schedule_is_drawn_to_scale_with_room_for_every_step(
     for step, precision in switches:
         assert bar[steps.split().index(str(step)) and steps.index(f" {step}") + 1] == str(precision)
     assert line is None or len(bar) < len(line)
+
+
+def test_info_shows_what_is_not_as_it_seems(tmp_path: Path) -> None:
+    made = odd_bundle(tmp_path / "m")
+    assert run("info", made.path).output.splitlines()[-4:] == ["", *(f"  {line}" for line in ODD)]
+    listed = json.loads(run("info", made.path, "--json").stdout)["files"]["m-q4.gguf"]["fallbacks"]
+    assert listed[1] == {"type": "F16", "tensors": ["output.weight"]}
+
+
+@pytest.mark.parametrize(("bpw", "words"), [(8.2, None), (8.21, "0.29 fewer"), (9.0, "0.50 more")])
+def test_levels_of_almost_one_size_are_told(tmp_path: Path, bpw: float, words: str | None) -> None:
+    made = make_bundle(tmp_path / "m")
+    made = dataclasses.replace(made, files={**made.files, "m-q4.gguf": WeightsFile("Q4_K", 1, "", bpw)})
+    told = cli_ui.notes(made)
+    assert [words in line for line in told] == [True] if words else told == []
 
 
 # Progress
@@ -286,104 +357,6 @@ def test_progress_in_a_pipe_is_a_line_for_every_label(clock: Clock, capsys: pyte
     assert capsys.readouterr().err == "Reading ...\nWriting ...\n"
 
 
-# convert
-
-
-@pytest.fixture
-def converted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Puts a converter in place that notes what it is asked for and makes a bundle without a model."""
-    calls: list[dict[str, Any]] = []
-
-    def convert(source: Path, out: Path, **options: Any) -> Bundle:
-        calls.append({"source": source, "out": out, **options})
-        options["progress"]("Writing", 0.5)
-        return make_bundle(out)
-
-    module = ModuleType("pmpd_edge.convert")
-    module.convert = convert  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pmpd_edge.convert", module)
-    return calls
-
-
-def test_convert_passes_its_options_on_and_shows_a_table(tmp_path: Path, converted: list[dict[str, Any]]) -> None:
-    options = "--precisions 8,4 --layout nested --type 4=q4_0 --schedule 8@1,4@9 --max-new-tokens 30".split()  # noqa: SIM905
-    options += "--name other --prefill 4 --pre-tokenizer qwen2 --threads 3 --overwrite".split()  # noqa: SIM905
-    result = run("convert", "org/source@v1", tmp_path / "m", *options)
-    assert result.exit_code == 0 and result.stderr == ""
-    assert result.stdout.splitlines()[0].split() == ["precision", "type", "size", "bpw", "file"]
-    call = converted[0]
-    assert callable(call.pop("progress")) and callable(call.pop("note"))
-    assert call == {
-        "source": "org/source@v1",
-        "out": tmp_path / "m",
-        "precisions": (8, 4),
-        "layout": "nested",
-        "types": {4: "Q4_0"},
-        "schedule": StaticSchedule((Switch(1, 8), Switch(9, 4)), 30),
-        "max_new_tokens": 30,
-        "prefill": 4,
-        "name": "other",
-        "pre_tokenizer": "qwen2",
-        "threads": 3,
-        "overwrite": True,
-        "show_download": True,
-        "trust_remote_code": False,
-    }
-
-
-def test_convert_without_options_leaves_the_choice_to_the_converter(
-    tmp_path: Path, converted: list[dict[str, Any]]
-) -> None:
-    run("convert", "source", tmp_path / "m", "--quiet")
-    assert [converted[0][key] for key in ("prefill", "name", "pre_tokenizer", "types", "schedule")] == [None] * 5
-    assert converted[0]["show_download"] is False
-
-
-def test_convert_tells_what_is_not_as_it_seems_even_if_quiet(
-    tmp_path: Path, converted: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def convert(source: str, out: Path, **options: Any) -> Bundle:
-        options["note"]("token ids differ")
-        return odd_bundle(out)
-
-    monkeypatch.setattr(sys.modules["pmpd_edge.convert"], "convert", convert)
-    result = run("convert", "source", tmp_path / "m", "--quiet")
-    assert result.stdout == ""
-    assert result.stderr.splitlines() == ["token ids differ", *ODD]
-
-
-ODD = [
-    "m-q4.gguf: 2 tensors, such as blk.0.attn_q.weight, are Q5_0: the shape does not suit Q4_K",
-    "m-q4.gguf: 1 tensor, output.weight, is F16: the shape does not suit Q4_K",
-    "precision 4 is really 8.25 bits per weight, 0.25 fewer than precision 8: it makes hardly anything faster",
-]
-
-
-def odd_bundle(path: Path) -> Bundle:
-    """A bundle whose lower level is not what it is called."""
-    made = make_bundle(path)
-    fallbacks = (Fallback("Q5_0", ("blk.0.attn_q.weight", "blk.0.attn_k.weight")), Fallback("F16", ("output.weight",)))
-    odd = dataclasses.replace(made.files["m-q4.gguf"], bpw=8.25, fallbacks=fallbacks)
-    made = dataclasses.replace(made, files={**made.files, "m-q4.gguf": odd})
-    bundle.write(made)
-    return made
-
-
-def test_info_shows_what_is_not_as_it_seems(tmp_path: Path) -> None:
-    made = odd_bundle(tmp_path / "m")
-    assert run("info", made.path).output.splitlines()[-4:] == ["", *(f"  {line}" for line in ODD)]
-    listed = json.loads(run("info", made.path, "--json").stdout)["files"]["m-q4.gguf"]["fallbacks"]
-    assert listed[1] == {"type": "F16", "tensors": ["output.weight"]}
-
-
-@pytest.mark.parametrize(("bpw", "words"), [(8.2, None), (8.21, "0.29 fewer"), (9.0, "0.50 more")])
-def test_levels_of_almost_one_size_are_told(tmp_path: Path, bpw: float, words: str | None) -> None:
-    made = make_bundle(tmp_path / "m")
-    made = dataclasses.replace(made, files={**made.files, "m-q4.gguf": WeightsFile("Q4_K", 1, "", bpw)})
-    told = cli_ui.notes(made)
-    assert [words in line for line in told] == [True] if words else told == []
-
-
 def test_a_note_leaves_the_bar_alone(
     clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,32 +369,6 @@ def test_a_note_leaves_the_bar_alone(
         progress.note("second")
     first, bar = capsys.readouterr().err.split("\n", 1)
     assert first == "first" and bar.endswith("\r\x1b[Ksecond\n\r\x1b[K")
-
-
-def test_convert_json_and_quiet(tmp_path: Path, converted: list[dict[str, Any]]) -> None:
-    result = run("convert", "source", tmp_path / "m", "--json")
-    assert json.loads(result.output) == json.loads((tmp_path / "m" / bundle.MANIFEST).read_text())
-    assert run("convert", "source", tmp_path / "n", "--quiet").output == ""
-
-
-def test_convert_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, converted: list[dict[str, Any]]) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise ConvertError("source: no config.json", "give the directory of a model")
-
-    monkeypatch.setattr(sys.modules["pmpd_edge.convert"], "convert", fail)
-    result = run("convert", "source", "out")
-    assert (result.stderr, result.exit_code) == ("Error: source: no config.json: give the directory of a model\n", 1)
-
-
-def test_convert_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_spec(self: Any, name: str, *_: Any) -> None:
-        if name == "pmpd_edge.convert":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    monkeypatch.delitem(sys.modules, "pmpd_edge.convert", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [type("Finder", (), {"find_spec": find_spec})(), *sys.meta_path])
-    result = run("convert", "source", "out")
-    assert result.stderr == "Error: converting needs torch: pip install 'pmpd-edge[convert]'\n"
 
 
 # chat, with the model of the package

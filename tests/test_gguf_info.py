@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pmpd_edge import bundle
-from pmpd_edge.convert import gguf_info
-from pmpd_edge.convert.gguf_info import GgufInfo, Tensor
+from pmpd_edge import bundle, gguf_info
 from pmpd_edge.errors import BundleError
+from pmpd_edge.gguf_info import GgufInfo, Tensor
 
 
 def info(*tensors: tuple[str, str, tuple[int, ...]], **metadata: int) -> GgufInfo:
@@ -52,8 +51,9 @@ def test_fallbacks_are_the_matrices_of_another_type() -> None:
         ("blk.0.ffn_gate_inp.weight", "F32", (96, 8)),
         ("blk.0.attn_norm.weight", "F32", (96,)),
     ]
-    names = [tensor.name for tensor in info(*tensors).fallbacks("Q4_K")]
-    assert names == ["output.weight", "blk.0.attn_q.weight"]
+    vocabulary = gguf_info.VOCABULARY_MATRICES
+    found = info(*tensors).fallbacks(lambda tensor: "Q8_0" if tensor.name in vocabulary else "Q4_K")
+    assert [tensor.name for tensor in found] == ["output.weight", "blk.0.attn_q.weight"]
 
 
 @pytest.fixture

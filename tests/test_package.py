@@ -36,9 +36,10 @@ def test_the_package_is_small_without_its_libraries():
     assert 0 < sum(path.stat().st_size for path in files if path.exists()) < 40e6
 
 
-def test_each_library_is_there_once():
+def test_each_library_and_program_is_there_once():
     names = [path.name for path in installed() if path.parent.name == "lib" and "llama" in path.name]
-    assert len(names) == 1, names
+    stems = sorted(name.partition(".")[0].removeprefix("lib") for name in names)
+    assert stems == ["llama", "llama-common", "llama-imatrix"], names
 
 
 def test_threads_are_those_of_cores_that_may_be_used(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import pytest
 from capi import Context, Model
 from talk import SENTENCES, answer, prompt
 
-from pmpd_edge import Pmpd, bundle, native
+from pmpd_edge import Pmpd, bundle, gguf_info, native
 from pmpd_edge.bench.random_model import quantize, write_llama
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.schedule import Evaluation
@@ -135,6 +135,10 @@ def test_a_token_that_does_not_exist(llm):
         answer(llm, [99999])
 
 
+def tokenizer_of(path: Path) -> str:
+    return gguf_info.read(path).tokenizer_sha256
+
+
 @pytest.fixture(scope="module")
 def nested_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three levels of one footprint: any models of one shape can be summed."""
@@ -149,7 +153,7 @@ def nested_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         levels.append(bundle.Level(precision, tuple(names)))
     schedule = bundle.StaticSchedule((bundle.Switch(1, 8), bundle.Switch(3, 4), bundle.Switch(5, 2)), 16)
     made = bundle.Bundle(
-        folder, "nested", {}, "llama", 1, 512, "", "nested", files, tuple(reversed(levels)), 8, schedule
+        folder, "nested", {}, "llama", 1, 512, tokenizer_of(path), "nested", files, tuple(reversed(levels)), 8, schedule
     )
     bundle.write(made)
     return folder
@@ -225,7 +229,9 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         levels.append(bundle.Level(precision, (path.name,)))
     source.unlink()
     schedule = bundle.StaticSchedule((bundle.Switch(1, 8), bundle.Switch(3, 4)), 16)
-    bundle.write(bundle.Bundle(folder, "slow", {}, "llama", 1, 2048, "", "separate", files, tuple(levels), 8, schedule))
+    tokenizer = tokenizer_of(path)
+    made = bundle.Bundle(folder, "slow", {}, "llama", 1, 2048, tokenizer, "separate", files, tuple(levels), 8, schedule)
+    bundle.write(made)
     return folder
 
 

@@ -24,12 +24,12 @@ import pytest
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
 
 from capi import F32, Context, Model
-from models import BPE_NAME, BPE_SIZE, random_checkpoint
+from models import BPE_NAME, BPE_SIZE, calibration_text, random_checkpoint
 
 from pmpd_edge import Pmpd
 from pmpd_edge.bundle import Bundle
 from pmpd_edge.convert import convert, hf
-from pmpd_edge.errors import NativeError
+from pmpd_edge.errors import ConvertError, NativeError
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
 
@@ -183,6 +183,7 @@ class Case:
             max_new_tokens=12,
             threads=1,
             pre_tokenizer=pre_tokenizer,
+            calibration_text=calibration_text(folder / "text.txt"),
         )
         size = self.architecture.make_config().vocab_size
         self.tokens: list[int] = np.random.default_rng(1).integers(260, size, TOKENS).tolist()
@@ -301,23 +302,30 @@ def test_logits_but_for_the_table_of_gelus(case: Case) -> None:
     assert np.median(np.abs(got - expected).max(-1)) / np.abs(expected).max() < 1e-4
 
 
-def test_text_beyond_the_sliding_window(case: Case, request: pytest.FixtureRequest) -> None:
+def test_text_beyond_the_sliding_window(case: Case) -> None:
     if case.architecture.window == "ignored":
-        reason = "llama.cpp knows no sliding window here, nor does the file say that the model's context ends with it"
-        request.applymarker(pytest.mark.xfail(reason=reason))
+        assert case.bundle.context_length == COMPARED  # llama.cpp would attend to everything before it
+        return
+    assert case.bundle.context_length > COMPARED
     got = logits(case.float32_model, case.tokens)
     assert error(got[COMPARED:], case.expected[COMPARED:]) < case.architecture.limit
 
 
-@pytest.mark.xfail(
-    reason="llama.cpp makes the weights of Qwen3-MoE's chosen experts sum to one, whatever the model says"
+@pytest.mark.parametrize(
+    ("name", "options", "value"),
+    [("Qwen3MoeConfig", {"norm_topk_prob": False}, "false"), ("OlmoeConfig", {"norm_topk_prob": True}, "true")],
 )
-def test_qwen3_moe_whose_expert_weights_are_not_normalised(tmp_path: Path) -> None:
-    config = ARCHITECTURES["qwen3-moe"].make_config(norm_topk_prob=False)
+def test_expert_weights_that_llama_cpp_would_normalise_otherwise(
+    tmp_path: Path, name: str, options: dict[str, Any], value: str
+) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, name)(vocab_size=BPE_SIZE, num_key_value_heads=2, num_experts=4, **sizes, **options)
     source = random_checkpoint(tmp_path / "tiny", config, tokenizer="bpe")
-    hf.to_gguf(source, tmp_path / "float32.gguf", "F32", pre_tokenizer=BPE_NAME)
-    tokens = list(range(300, 316))
-    assert error(logits(Model(tmp_path / "float32.gguf"), tokens), reference(source, tokens)) < 1e-4
+    with pytest.raises(ConvertError, match=f"norm_topk_prob is {value}"):
+        convert(source, tmp_path / "out", pre_tokenizer=BPE_NAME)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_level_generates(case: Case) -> None:

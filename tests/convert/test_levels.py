@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
 
-from models import TRANSLATOR
+from models import TRANSLATOR, part_of
 
-from pmpd_edge import bundle, native
+from pmpd_edge import bundle, gguf_info, native
 from pmpd_edge.bundle import Bundle, Switch
-from pmpd_edge.convert import convert, gguf_info
+from pmpd_edge.convert import convert
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
 
@@ -159,6 +160,19 @@ def test_bits_per_weight_are_those_of_the_tensors_in_the_file(made: Bundle, prec
     assert made.bpw(made.level(precision)) == pytest.approx(bits / weights, abs=1e-4)
 
 
+@pytest.mark.parametrize("precision", sorted(TYPES))
+def test_bits_of_each_part_are_those_of_its_tensors(made: Bundle, precision: int) -> None:
+    bits: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for tensor in gguf.GGUFReader(file_of(made, precision)).tensors:
+        bits[part_of(tensor.name)] += 8 * int(tensor.n_bytes)
+        weights[part_of(tensor.name)] += int(tensor.n_elements)
+    found = made.files[file_of(made, precision).name].bpw_by_class
+    assert found == pytest.approx({part: bits[part] / weights[part] for part in bits}, abs=1e-4)
+    assert [*found] == ["embeddings", "attention", "feed-forward", "other"]
+    assert found["attention"] == gguf_info.bits(TYPES[precision])
+
+
 def test_tokenizer_hash_is_over_the_entries_as_the_file_encodes_them(made: Bundle) -> None:
     reader = gguf.GGUFReader(file_of(made, 4))
     entries = []
@@ -185,7 +199,7 @@ def test_manifest_loads_and_says_what_is_there(made: Bundle) -> None:
         Switch(205, 2),
     )
     files = {path.name for path in made.path.iterdir()}
-    assert files == {*loaded.files, "pmpd.json", "README.md"}
+    assert files == {*loaded.files, "translator-7m-imatrix.gguf", "pmpd.json", "README.md"}
 
 
 def test_tokens_are_those_of_transformers(reference: tuple[Any, Any], llm: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
 
-from models import TRANSLATOR, tiny_llama
+from models import TRANSLATOR, part_of, tiny_llama
 
-from pmpd_edge import Pmpd, bundle, native
+from pmpd_edge import Pmpd, bundle, gguf_info, native
 from pmpd_edge.bench.random_model import write_mamba
 from pmpd_edge.bundle import Bundle
-from pmpd_edge.convert import convert, gguf_info, plan, quantize, remainder, residual
-from pmpd_edge.convert.gguf_info import Tensor
+from pmpd_edge.convert import convert, plan, quantize, remainder, residual
+from pmpd_edge.convert.quantize import Recipe
 from pmpd_edge.errors import ConvertError
+from pmpd_edge.gguf_info import Tensor
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
 
@@ -39,12 +41,13 @@ def llama_cpp() -> Any:
 def made(llama_cpp: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The translator, every kind of level: 16 bits, a sum of three, a sum of two, a base."""
     out = tmp_path_factory.mktemp("nested") / "translator"
-    return convert(TRANSLATOR, out, precisions=(16, 8, 4, 2), layout="nested", threads=1)
+    return convert(TRANSLATOR, out, precisions=(16, 8, 4, 2), layout="nested", use_imatrix=False, threads=1)
 
 
 @pytest.fixture(scope="module")
 def pair(llama_cpp: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return convert(TRANSLATOR, tmp_path_factory.mktemp("pair") / "t", precisions=(8, 4), layout="nested", threads=1)
+    out = tmp_path_factory.mktemp("pair") / "translator"
+    return convert(TRANSLATOR, out, precisions=(8, 4), layout="nested", use_imatrix=False, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def narrow(llama_cpp: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """96 columns: divisible by 32 alone; the feed-forward layer's 512 suit all types."""
     folder = tmp_path_factory.mktemp("narrow")
     source = tiny_llama(folder / "source", hidden=96, heads=3, kv_heads=1, ff=512)
-    return convert(source, folder / "out", precisions=(16, 8, 4, 2), layout="nested", threads=1)
+    return convert(source, folder / "out", precisions=(16, 8, 4, 2), layout="nested", use_imatrix=False, threads=1)
 
 
 def dequantize(path: Path) -> Weights:
@@ -114,7 +117,8 @@ def test_4_bits_and_a_residual_are_as_good_as_8_bits_at_a_tenth_more(
     made: Bundle, pair: Bundle, tmp_path: Path
 ) -> None:
     source = gguf_info.read(made.path / "translator-7m-16.gguf")
-    alone = quantize.quantize(source, tmp_path / "q8.gguf", "Q8_0", 1).path
+    alone = tmp_path / "q8.gguf"
+    quantize.quantize(source, alone, Recipe("Q8_0"), 1)
     expected = dequantize(source.path)
     assert error(summed(pair, 8), expected) < error(dequantize(alone), expected)
     assert sum(file.bytes for file in pair.files.values()) <= 1.10 * alone.stat().st_size
@@ -157,6 +161,22 @@ def test_bits_per_weight_are_those_that_a_step_reads(request: pytest.FixtureRequ
         weights = sum(t.elements for t in base.tensors if tied or t.name != "token_embd.weight")
         bits = sum(8 * tensor.bytes for tensor in read)
         assert nested.bpw(nested.level(precision)) == pytest.approx(bits / weights, abs=3e-4)
+
+
+@pytest.mark.parametrize("which", ["made", "narrow"])
+def test_bits_of_each_part_are_those_that_files_add(request: pytest.FixtureRequest, which: str) -> None:
+    nested: Bundle = request.getfixturevalue(which)
+    for name in nested.level(8).weights:
+        is_base = name == nested.level(2).weights[0]
+        bits: Counter[str] = Counter()
+        weights: Counter[str] = Counter()
+        for tensor in gguf.GGUFReader(nested.path / name).tensors:
+            weights[part_of(tensor.name)] += int(tensor.n_elements)
+            if is_base or part_of(tensor.name) in ("attention", "feed-forward"):
+                bits[part_of(tensor.name)] += 8 * int(tensor.n_bytes)
+        expected = {part: bits[part] / weights[part] for part in bits}
+        assert nested.files[name].bpw_by_class == pytest.approx(expected, abs=1e-4)
+        assert ("output" in expected) == (is_base and which == "narrow")
 
 
 @pytest.mark.parametrize("which", ["made", "narrow"])
@@ -253,14 +273,16 @@ def test_chat_translates_at_every_level(made: Bundle) -> None:
 def test_threads_do_not_change_a_byte(made: Bundle, tmp_path: Path) -> None:
     source = gguf_info.read(made.path / "translator-7m-16.gguf")
     *below, path = made.paths(made.level(8))
-    again = residual.make(source, [gguf_info.read(file) for file in below], tmp_path / "again.gguf", "Q4_0", 3)
-    assert again.path.read_bytes() == path.read_bytes()
+    again = tmp_path / "again.gguf"
+    residual.make(source, [gguf_info.read(file) for file in below], again, Recipe("Q4_0"), 3)
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_types_name_the_base_and_the_residuals(llama_cpp: Any, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "source", layers=1)
     types = {8: "Q3_K", 4: "Q4_0"}
-    nested = convert(source, tmp_path / "out", precisions=(8, 4), layout="nested", types=types, threads=1)
+    options: dict[str, Any] = {"layout": "nested", "types": types, "use_imatrix": False, "threads": 1}
+    nested = convert(source, tmp_path / "out", precisions=(8, 4), **options)
     assert [(name, file.type) for name, file in sorted(nested.files.items())] == [
         ("source-q4.gguf", "Q4_0"),
         ("source-q8-residual.gguf", "Q3_K"),
@@ -294,7 +316,7 @@ def test_default_residuals_bring_a_level_to_the_error_of_its_own_type(llama_cpp:
         ({"precisions": (16, 8)}, "nothing to nest"),
         ({"precisions": (8, 4), "layout": "folded"}, "layout 'folded': choose separate or nested"),
         ({"precisions": (8, 4), "types": {8: "Q9"}}, "Q9"),
-        ({"precisions": (8, 4), "types": {8: "IQ2_XS"}}, "importance matrix"),
+        ({"precisions": (8, 4), "types": {8: "IQ2_XS"}, "use_imatrix": False}, "importance matrix"),
         ({"precisions": (8, 4), "types": {4: "Q1_0"}}, "type Q1_0 for 4 bits is not known"),
     ],
 )
@@ -322,24 +344,31 @@ def test_an_architecture_that_is_not_summed_is_refused_before_and_after(llama_cp
     assert str(caught.value).startswith("mamba.gguf: this architecture multiplies ssm_a, ssm_conv1d.weight in a way")
     assert "--layout separate" in str(caught.value) and "\n" not in str(caught.value)
 
-    base = quantize.quantize(source, tmp_path / "base.gguf", "Q4_0", 1)
-    made = residual.make(source, [base], tmp_path / "residual.gguf", "Q4_0", 1)
+    base, made = tmp_path / "base.gguf", tmp_path / "residual.gguf"
+    quantize.quantize(source, base, Recipe("Q4_0"), 1)
+    residual.make(source, [gguf_info.read(base)], made, Recipe("Q4_0"), 1)
     with pytest.raises(ConvertError, match=r"base.gguf: .* ssm_a, ssm_conv1d\.weight"):
-        residual.check_sum([base.path, made.path])
-    residual.check_sum([base.path])
+        residual.check_sum([base, made])
+    residual.check_sum([base])
 
 
 def test_columns_that_no_type_suits_are_refused(llama_cpp: Any, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "source", hidden=48, layers=1, heads=2, kv_heads=1, ff=256)
     with pytest.raises(ConvertError, match=r"attn_k\.weight, .* stay in 16 bits, .*: use --layout separate"):
         convert(source, tmp_path / "out", precisions=(8, 4), layout="nested", threads=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "out.partial"}
+    left = {path.name for path in (tmp_path / "out.partial").glob("*.gguf")}
+    assert left == {"source-16.gguf"}, "nothing that takes long was done in vain"
 
 
-def test_failures_leave_nothing_and_say_why(llama_cpp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_say_why_and_keep_what_is_finished(
+    llama_cpp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny_llama(tmp_path / "source", layers=1)
-    monkeypatch.setitem(quantize.RESIDUAL_TYPES, "Q8_0", "LLAMA_FTYPE_OF_NOBODY")
+    monkeypatch.setitem(quantize.ALL_TYPES, "Q8_0", "LLAMA_FTYPE_OF_NOBODY")
+    options: dict[str, Any] = {"layout": "nested", "types": {8: "Q8_0"}, "use_imatrix": False, "threads": 1}
     with pytest.raises(ConvertError, match=r"source-q8-residual\.gguf: .*LLAMA_FTYPE_OF_NOBODY"):
-        convert(source, tmp_path / "out", precisions=(8, 4), layout="nested", types={8: "Q8_0"}, threads=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+        convert(source, tmp_path / "out", precisions=(8, 4), **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "out.partial"}
+    assert {path.name for path in (tmp_path / "out.partial").glob("*.gguf")} == {"source-16.gguf", "source-q4.gguf"}
     assert json.loads((source / "config.json").read_text())["hidden_size"] == 256

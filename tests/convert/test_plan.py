@@ -42,7 +42,7 @@ def test_default_schedule_steps_down_at_rising_steps(
         ({"precisions": ()}, "none"),
         ({"precisions": (7,)}, "7"),
         ({"precisions": (8, 8)}, "each once"),
-        ({"precisions": (8, 4), "types": {4: "IQ2_XS"}}, "importance matrix"),
+        ({"precisions": (8, 4), "types": {4: "IQ2_XS"}, "use_imatrix": False}, "importance matrix"),
         ({"precisions": (8, 4), "types": {4: "Q4_K_M"}}, "Q4_K_M"),
         ({"precisions": (8, 4), "types": {4: "Q8_0"}}, "no more bits"),
         ({"precisions": (16, 4), "types": {16: "Q8_0"}}, "BF16"),

@@ -13,10 +13,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from models import TRANSLATOR
+from models import TRANSLATOR, calibration_text
 
+from pmpd_edge import gguf_info
 from pmpd_edge.bundle import Bundle
-from pmpd_edge.convert import convert, gguf_info, quantize
+from pmpd_edge.convert import convert, quantize
 from pmpd_edge.convert import source as sources
 from pmpd_edge.errors import ConvertError
 
@@ -260,14 +261,20 @@ def test_a_place_that_is_taken_is_refused_before_the_download(hub: Hub, tmp_path
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibration_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The translator at 16 and 4 bits."""
     pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
-    return convert(TRANSLATOR, tmp_path_factory.mktemp("whole") / "out", precisions=(16, 4), threads=1)
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return convert(TRANSLATOR, out, precisions=(16, 4), calibration_text=text, threads=1)
 
 
-def test_hub_model_is_converted_as_the_directory_is(hub: Hub, whole: Bundle, tmp_path: Path) -> None:
-    made = convert("org/name@main", tmp_path / "out", precisions=(4,), threads=1)
+def test_hub_model_is_converted_as_the_directory_is(hub: Hub, whole: Bundle, text: Path, tmp_path: Path) -> None:
+    made = convert("org/name@main", tmp_path / "out", precisions=(4,), calibration_text=text, threads=1)
     assert made.name == "name" and dict(made.source) == {"repo": "org/name", "revision": SHA}
     header, expected = gguf_info.read(made.path / "name-q4.gguf"), gguf_info.read(whole.path / "translator-7m-q4.gguf")
     assert header.tensors == expected.tensors and header.tokenizer_sha256 == expected.tokenizer_sha256
@@ -278,17 +285,17 @@ def gguf_of(whole: Bundle, folder: Path, name: str = "my-model-BF16.gguf") -> Pa
     return Path(shutil.copyfile(whole.path / "translator-7m-16.gguf", folder / name))
 
 
-def test_gguf_gives_the_levels_that_the_checkpoint_gives(whole: Bundle, tmp_path: Path) -> None:
+def test_gguf_gives_the_levels_that_the_checkpoint_gives(whole: Bundle, text: Path, tmp_path: Path) -> None:
     source = gguf_of(whole, tmp_path)
-    made = convert(source, tmp_path / "out", precisions=(16, 4), threads=1)
+    made = convert(source, tmp_path / "out", precisions=(16, 4), calibration_text=text, threads=1)
     assert made.name == "my-model" and dict(made.source) == {"repo": source.name, "revision": ""}
     assert [file.sha256 for file in made.files.values()] == [file.sha256 for file in whole.files.values()]
     source.write_bytes(b"GGUF")  # what happens to the original does not reach the bundle
     made.verify()
 
     source = gguf_of(whole, tmp_path)
-    low = convert(source, tmp_path / "low", precisions=(4,), threads=1)
-    assert {path.name for path in low.path.iterdir()} == {"my-model-q4.gguf", "pmpd.json"}
+    low = convert(source, tmp_path / "low", precisions=(4,), calibration_text=text, threads=1)
+    assert {path.name for path in low.path.iterdir()} == {"my-model-q4.gguf", "my-model-imatrix.gguf", "pmpd.json"}
     assert [file.sha256 for file in low.files.values()] == [whole.files["translator-7m-q4.gguf"].sha256]
     assert source.stat().st_size == whole.files["translator-7m-16.gguf"].bytes
 
@@ -299,7 +306,8 @@ def test_float32_gguf_becomes_16_bits(whole: Bundle, tmp_path: Path) -> None:
     quantize.run_job("quantize", {**job, "vocabulary_type": 0, "threads": 1}, wide, "F32", lambda fraction: None)
     assert {tensor.type for tensor in gguf_info.read(wide).tensors} == {"F32"}
     for asked, got in [(None, "F16"), ("BF16", "BF16")]:
-        made = convert(wide, tmp_path / got, precisions=(16, 4), types={16: asked} if asked else None, threads=1)
+        options: dict[str, Any] = {"types": {16: asked} if asked else None, "use_imatrix": False, "threads": 1}
+        made = convert(wide, tmp_path / got, precisions=(16, 4), **options)
         assert made.name == "wide" and made.files["wide-16.gguf"].type == got
         assert 16 <= made.bpw(made.level(16)) < 16.1
         matrices = [tensor for tensor in gguf_info.read(made.path / "wide-16.gguf").tensors if len(tensor.shape) > 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[con
 
 from models import TRANSLATOR
 
-from pmpd_edge import native
-from pmpd_edge.convert import convert, gguf_info, hf, tokens
+from pmpd_edge import gguf_info, native
+from pmpd_edge.convert import convert, hf, imatrix, tokens
 from pmpd_edge.errors import ConvertError
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
@@ -151,6 +152,15 @@ def test_sentencepiece_differs_where_it_is_known_to_and_is_told(tmp_path: Path) 
     for text, ids in zip(tokens.SAMPLES, found, strict=True):
         if not text.startswith(" "):
             assert list(ids or ()) == reference.encode(text, add_special_tokens=False), text
+
+
+def test_sentencepiece_without_tokenizer_model_takes_the_order_of_the_merges(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(TRANSLATOR, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.model")))
+    for path, out in ((TRANSLATOR, "with.gguf"), (source, "without.gguf")):
+        hf.to_gguf(path, tmp_path / out)
+    texts = (*tokens.SAMPLES, *imatrix.DEFAULT_TEXT.read_text(encoding="utf-8").splitlines())
+    found = [tokens.tokenize(tmp_path / name, texts)[""] for name in ("with.gguf", "without.gguf")]
+    assert found[0] == found[1]
 
 
 def test_tokenizer_that_hugging_face_does_not_load_is_told(tmp_path: Path) -> None:

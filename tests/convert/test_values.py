@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from models import TRANSLATOR
 
-from pmpd_edge.convert import checkpoint, convert, gguf_info, values
+from pmpd_edge import gguf_info
+from pmpd_edge.convert import checkpoint, convert, values
 from pmpd_edge.convert import source as sources
 from pmpd_edge.convert.values import Stored
 from pmpd_edge.errors import ConvertError

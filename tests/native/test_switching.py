@@ -305,7 +305,8 @@ Context(Model(path)).set_weights(Model(path))
 @pytest.mark.parametrize("fill", ["0", "85", "170"])
 def test_the_same_file_loaded_twice_matches_whatever_was_in_the_memory_before(tmp_path, fill):
     path = write_llama(tmp_path / "own.gguf")
-    environment = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    where = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": where}
     run = subprocess.run([sys.executable, "-c", TWICE, str(path)], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
