@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import resource
 import statistics
@@ -28,8 +27,9 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from measure import machine
 
-from pmpd_edge import Pmpd, bundle
+from pmpd_edge import Pmpd, bundle, gguf_info
 from pmpd_edge.bench.random_model import quantize, write_llama
 
 SHAPE = {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "ff": 5632, "metadata": {"context_length": 2048}}
@@ -54,8 +54,9 @@ def make_bundle(folder: Path) -> bundle.Bundle:
         levels.append(bundle.Level(precision, (path.name,)))
     source.unlink()
     schedule = bundle.StaticSchedule((bundle.Switch(1, 8), bundle.Switch(33, 4)), 96)
+    tokenizer = gguf_info.read(path).tokenizer_sha256
     made = bundle.Bundle(
-        folder, "random-1b", {}, "llama", 986_000_000, 2048, "", "separate", files, tuple(levels), 8, schedule
+        folder, "random-1b", {}, "llama", 986_000_000, 2048, tokenizer, "separate", files, tuple(levels), 8, schedule
     )
     bundle.write(made)
     return made
@@ -101,8 +102,8 @@ def by_step(runs: list[Run]) -> list[float]:
 
 
 def compare_with_llama_bench(args: argparse.Namespace, made: bundle.Bundle) -> Iterator[str]:
-    yield f"Tokens/s over {N_DECODE} steps, the better of {N_RUNS} runs in each of {args.pairs} processes by turns, each"
-    yield "first in every second pair: mean (least to most); the ratio's mean over the pairs, with its standard error."
+    yield f"Tokens/s over {N_DECODE} steps, the better of {N_RUNS} runs in each of {args.pairs} processes by turns,"
+    yield "each first in every second pair: mean (least to most); mean of the pairs' ratios, with its standard error."
     yield "Where a process finds its memory, and what else the host does, make up to 20%, so `outside` says directly"
     yield "what Pmpd adds: the share of a step that is not spent in `llama_decode` (sampling, Python).\n"
     yield "| level | llama-bench | Pmpd | ratio | outside |"
@@ -209,21 +210,13 @@ def measure_memory(made: bundle.Bundle, threads: int) -> None:
     print(json.dumps({"peak_mib": peak}))
 
 
-def machine() -> str:
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
-    features = [name for name in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm") if name in text]
-    name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {' '.join(features)}; {platform.platform()}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where the random model is made and kept")
     parser.add_argument("--llama-bench", type=Path, help="llama-bench of the same llama.cpp")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repetitions", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=40, help="processes of each kind in the comparison with llama-bench")
+    parser.add_argument("--pairs", type=int, default=40, help="processes of each kind beside llama-bench")
     parser.add_argument(MEASURE_DECODE, type=int, metavar="PRECISION", help=argparse.SUPPRESS)
     parser.add_argument(MEASURE_MEMORY, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
