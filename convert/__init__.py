@@ -99,6 +99,10 @@ def convert(
     importance = None
     if planned.uses_imatrix:
         importance = imatrix.choose(_path(imatrix_file), _path(calibration_text))
+    elif imatrix_file or calibration_text:
+        note("the importance matrix is not used: no level has 4 bits or less")
+    if with_report:
+        report.check_installation()
     text = _path(report_text) or report.DEFAULT_TEXT
     if not text.is_file():
         raise ConvertError(f"{text}: no such file", "give the path of a text")

@@ -30,7 +30,12 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 """
 
-_PROGRAM = "import subprocess; sys.exit(subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=2))"
+# Upstream's programs take options from variables too, which somebody may have set for others.
+_PROGRAM = """
+import subprocess
+env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ARG_", "LLAMA_LOG_"))}
+sys.exit(subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=2, env=env))
+"""
 
 _KEPT_LINES = 200
 

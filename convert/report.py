@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -22,6 +23,12 @@ PLOT = "report.png"
 _CHUNK = 512  # tokens: what llama-perplexity takes
 _PROMPT, _STEPS, _REPETITIONS = 128, 32, 3
 _QUALITY = 0.7  # of the time
+
+
+def check_installation() -> None:
+    """Raise ConvertError where what draws the plot is missing: at the beginning, not after hours."""
+    if not importlib.util.find_spec("matplotlib"):
+        raise ConvertError("--report needs the Python package matplotlib", "pip install 'pmpd-edge[convert]'")
 
 
 def make(

@@ -444,6 +444,23 @@ def test_a_text_that_is_too_short_is_refused(source: Path, tmp_path: Path, conte
     assert line.startswith(f"{short}: ") and words in line
 
 
+def test_variables_that_are_set_for_other_programs_change_nothing(
+    source: Path, text: Path, matrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_ARG_CACHE_TYPE_K", "q4_0")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "128")
+    model = gguf_info.read(source)
+    imatrix.compute(model, text, tmp_path / "again.gguf", 1)
+    assert (tmp_path / "again.gguf").read_bytes() == matrix.read_bytes()
+
+
+def test_a_matrix_that_no_level_uses_is_told(source: Path, matrix: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    made = convert(source, tmp_path / "out", precisions=(8,), imatrix_file=matrix, threads=1, note=notes.append)
+    assert notes == ["the importance matrix is not used: no level has 4 bits or less"]
+    assert made.imatrix is None
+
+
 @pytest.mark.skipif(os.name != "posix", reason="names of other systems are plain")
 def test_a_text_of_any_name(source: Path, text: Path, tmp_path: Path) -> None:
     """Not all that a file may be called can be in a manifest."""

@@ -15,12 +15,12 @@ import pytest
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
 
 from command import run
-from models import calibration_text, random_checkpoint, tiny_llama
+from models import TRANSLATOR, calibration_text, random_checkpoint, tiny_llama
 
 from pmpd_edge import Pmpd, native
 from pmpd_edge.bench.random_model import write_llama
 from pmpd_edge.bundle import Bundle, Level
-from pmpd_edge.convert import convert, hf, quality
+from pmpd_edge.convert import convert, hf, quality, report
 from pmpd_edge.errors import ConvertError
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
@@ -217,6 +217,13 @@ def test_progress_rises_over_all_parts_of_a_conversion(case: Case, tmp_path: Pat
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0, 1)
     assert len({done for label, done in seen if label == "Measuring"}) > 3
     assert len({done for label, done in seen if label == "Importance matrix"}) > 3
+
+
+def test_missing_matplotlib_is_told_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConvertError, match=r"matplotlib: pip install 'pmpd-edge\[convert\]'"):
+        convert(TRANSLATOR, tmp_path / "out", with_report=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
