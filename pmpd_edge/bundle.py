@@ -75,6 +75,15 @@ class ImatrixFile:
 
 
 @dataclass(frozen=True)
+class PredictorFile:
+    """The learned scheduler's predictor, and the pairs of precisions that it was trained for."""
+
+    file: str
+    sha256: str
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Level:
     """One precision: the files whose matrices, summed, are its weights (a base, then its residuals)."""
 
@@ -127,7 +136,7 @@ class Bundle:
     levels: tuple[Level, ...]
     prefill: int
     schedule: StaticSchedule
-    predictor: str | None = None
+    predictor: PredictorFile | None = None
     calibration: Mapping[str, Any] | None = field(default=None)
     imatrix: ImatrixFile | None = None
 
@@ -168,8 +177,7 @@ class Bundle:
             BundleError: a file is not the one that was written, or has another tokenizer.
         """
         hashes = {name: file.sha256 for name, file in self.files.items()}
-        if self.imatrix:
-            hashes[self.imatrix.file] = self.imatrix.sha256
+        hashes |= {extra.file: extra.sha256 for extra in (self.imatrix, self.predictor) if extra}
         for name, expected in hashes.items():
             if sha256_file(self.path / name, progress) != expected:
                 raise BundleError(f"{self.path / name}: damaged (its SHA-256 is not the manifest's)", CONVERT_AGAIN)
@@ -287,7 +295,7 @@ def _from_document(path: Path, document: dict[str, Any]) -> Bundle:
         levels=tuple(sorted(levels, key=lambda level: -level.precision)),
         prefill=_count(document, "prefill"),
         schedule=StaticSchedule(switches, _count(schedule, "max_new_tokens")),
-        predictor=document.get("predictor"),
+        predictor=_predictor_from_document(document.get("predictor")),
         calibration=document.get("calibration"),
         imatrix=_imatrix_from_document(document.get("imatrix")),
     )
@@ -346,6 +354,18 @@ def _imatrix_from_document(document: dict[str, Any] | None) -> ImatrixFile | Non
     )
 
 
+def _predictor_from_document(document: dict[str, Any] | None) -> PredictorFile | None:
+    if not document:
+        return None
+    pairs = tuple((_count(pair, "high"), _count(pair, "low")) for pair in document["pairs"])
+    return PredictorFile(file=_word(document, "file"), sha256=_word(document, "sha256"), pairs=pairs)
+
+
+def _predictor_to_document(predictor: PredictorFile) -> dict[str, Any]:
+    pairs = [{"high": high, "low": low} for high, low in predictor.pairs]
+    return {"file": predictor.file, "sha256": predictor.sha256, "pairs": pairs}
+
+
 def _file_to_document(file: WeightsFile) -> dict[str, Any]:
     document: dict[str, Any] = {"type": file.type, "bytes": file.bytes, "sha256": file.sha256, "bpw": file.bpw}
     if file.bpw_by_class:  # optional, as all below: bundles are older than these fields
@@ -363,7 +383,7 @@ def _check_consistency(bundle: Bundle) -> None:
     manifest = bundle.path / MANIFEST
 
     def problems() -> Iterator[str]:
-        for name in (*bundle.files, *([bundle.imatrix.file] if bundle.imatrix else [])):
+        for name in (*bundle.files, *(extra.file for extra in (bundle.imatrix, bundle.predictor) if extra)):
             if not _PLAIN_NAME.fullmatch(name) or name in (".", ".."):
                 yield f"file name {name!r}, which would lead out of the bundle"
         if bundle.layout not in LAYOUTS:
@@ -388,8 +408,9 @@ def _check_consistency(bundle: Bundle) -> None:
 
 
 def _check_files(bundle: Bundle) -> None:
-    if bundle.imatrix and not (bundle.path / bundle.imatrix.file).is_file():
-        raise BundleError(f"{bundle.path / bundle.imatrix.file}: No such file or directory", CONVERT_AGAIN)
+    for extra in (bundle.imatrix, bundle.predictor):
+        if extra and not (bundle.path / extra.file).is_file():
+            raise BundleError(f"{bundle.path / extra.file}: No such file or directory", CONVERT_AGAIN)
     for name, file in bundle.files.items():
         path = bundle.path / name
         try:
@@ -424,7 +445,7 @@ def to_document(bundle: Bundle) -> dict[str, Any]:
             "switches": [{"step": s.step, "precision": s.precision} for s in bundle.schedule.switches],
             "max_new_tokens": bundle.schedule.max_new_tokens,
         },
-        "predictor": bundle.predictor,
+        "predictor": _predictor_to_document(bundle.predictor) if bundle.predictor else None,
         "calibration": bundle.calibration,
     }
     if bundle.imatrix:

@@ -237,11 +237,13 @@ def describe(bundle: Bundle, verified: bool = False) -> str:
         "model": f"{bundle.architecture}, {amount(bundle.parameters)} parameters, context {bundle.context_length}",
         "layout": bundle.layout,
         "prefill": f"{bundle.prefill} bits",
-        "predictor": in_one_line(str(bundle.predictor or "none")),
+        "predictor": _predictor_line(bundle),
         "imatrix": f"{bundle.imatrix.text}, {bundle.imatrix.chunks} chunks" if bundle.imatrix else "none",
         "hashes": "all match" if verified else "not checked (--verify checks them)",
         "schedule": schedule_line(bundle.schedule).replace("\n", "\n" + " " * 13),
     }
+    if bundle.calibration:
+        rows["chosen on"] = _calibration_line(bundle.calibration)
     lines = [bundle.name, *(f"  {name:<9}  {value}" for name, value in rows.items()), "", table(bundle)]
     if told := notes(bundle):
         lines += ["", *(f"  {line}" for line in told)]
@@ -250,11 +252,28 @@ def describe(bundle: Bundle, verified: bool = False) -> str:
     return "\n".join(lines)
 
 
+def _predictor_line(bundle: Bundle) -> str:
+    if not bundle.predictor:
+        return "none"
+    return f"{bundle.predictor.file} for {', '.join(f'{high}-{low}' for high, low in bundle.predictor.pairs)}"
+
+
+def _calibration_line(calibration: Mapping[str, Any]) -> str:
+    try:
+        data, chosen = calibration["data"], calibration["chosen"]
+        return in_one_line(
+            f"{data['name']}, {data['examples']} examples: loss {chosen['loss']['value']:.2f}% "
+            f"(tolerance {calibration['tolerance']:g}%) at {chosen['average_bitwidth']:.2f} bits"
+        )
+    except (LookupError, TypeError, ValueError):
+        return "damaged"
+
+
 def table(bundle: Bundle) -> str:
     """The levels of a bundle: precision, type, size, real bits per weight in all and by part, files."""
     parts = _parts(bundle)
     head = ["precision", "type", "size", "bpw", *parts, "file"]
-    return _table([head, *(_row(bundle, level, parts) for level in bundle.levels)], text=(0, 1, len(head) - 1))
+    return aligned([head, *(_row(bundle, level, parts) for level in bundle.levels)], text=(0, 1, len(head) - 1))
 
 
 def _parts(bundle: Bundle) -> list[str]:
@@ -273,7 +292,7 @@ def report(bundle: Bundle) -> str:
         head = ["precision", "size", "bpw", "perplexity", "KL", "top-1", "prefill t/s", "decode t/s"]
         first = [reference["type"], f"{amount(reference['bytes'])}B", "", f"{reference['perplexity']:.2f}", *[""] * 4]
         rows = [_report_row(level) for level in measured["levels"]]
-        table = _table([[in_one_line(cell) for cell in row] for row in (head, first, *rows)], text=(0,))
+        table = aligned([[in_one_line(cell) for cell in row] for row in (head, first, *rows)], text=(0,))
         told = f"on {measured['tokens']} tokens of {measured['text']['name']}, against {reference['type']}"
         return f"  {in_one_line(told)}\n{table}"
     except FileNotFoundError:
@@ -295,7 +314,7 @@ def _report_row(level: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Sequence[str]], text: Sequence[int]) -> str:
+def aligned(rows: Sequence[Sequence[str]], text: Sequence[int]) -> str:
     """Rows of cells, those in the columns of `text` to the left, the others, numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     align = ["<" if at in text else ">" for at in range(len(widths))]

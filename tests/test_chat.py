@@ -19,10 +19,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pmpd_edge import bundle as bundles
-from pmpd_edge import chat, cli_ui, schedule
+from pmpd_edge import chat, cli_ui
 from pmpd_edge.chat_template import Message, Prompt, render
 from pmpd_edge.cli import cli
 from pmpd_edge.errors import Cancelled, PmpdError
+from pmpd_edge.schedule.spec import make_scheduler
 from pmpd_edge.stats import GenerationStats
 from pmpd_edge.stream import Sampling, Token
 
@@ -59,7 +60,7 @@ class FakeModel:
     def configure(self, *, method: str, scheduler: str, high_steps: int | None) -> None:
         prefill = 4 if method == "low" else 8
         spec = scheduler if method == "pmpd" else f"fixed:{prefill}"
-        made = schedule.make_scheduler(spec, self.bundle, high_steps)
+        made = make_scheduler(spec, self.bundle, high_steps)
         self.precisions = tuple(sorted({prefill, *made.precisions}, reverse=True))
         self.configured.append({"method": method, "scheduler": scheduler, "high_steps": high_steps})
 
