@@ -11,7 +11,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from types import ModuleType
 from typing import Any
 
@@ -144,34 +143,24 @@ class _Scores:
 def measure_speed(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
     """Do the job "speed": write prefill and decode tokens/s of each level, as a chat would see them, as JSON.
 
-    The job names `bundle`, `precisions`, `prompt` and `steps` (tokens), `repetitions`, `threads` or None, and `out`.
-    Levels are measured by turns, so that what else the machine does hits all of them; medians are written.
+    The job names `bundle`, `precisions`, `threads` or None, and `out`.
     """
+    from pmpd_edge import bundle as bundles
+    from pmpd_edge.bench import speed
     from pmpd_edge.runner import Pmpd
 
-    prompt_tokens, steps = job["prompt"], job["steps"]
-    llm = Pmpd(job["bundle"], n_ctx=prompt_tokens + steps, n_threads=job["threads"])
-    tokens = np.random.default_rng(0).integers(0, min(llm.n_vocab(), 256), prompt_tokens + steps).tolist()
-    speeds: dict[int, list[tuple[float, float]]] = {precision: [] for precision in job["precisions"]}
-    for i in range(job["repetitions"] + 1):
-        print(f"[{i + 1:4}/{job['repetitions'] + 1:4}]", file=sys.stderr, flush=True)
-        for precision, runs in speeds.items():
-            llm.reset()
-            llm.set_precision(precision)
-            start = perf_counter()
-            llm.eval(tokens[:prompt_tokens])
-            middle = perf_counter()
-            for token in tokens[prompt_tokens:]:
-                llm.eval([token])
-            end = perf_counter()
-            if i:  # the first round loads and warms up
-                runs.append((prompt_tokens / (middle - start), steps / (end - middle)))
+    def progress(done: int, of: int) -> None:
+        print(f"[{done + 1:4}/{of:4}]", file=sys.stderr, flush=True)
+
+    n_ctx = min(speed.PROMPT + speed.STEPS, bundles.load(Path(job["bundle"])).context_length)
+    llm = Pmpd(job["bundle"], n_ctx=n_ctx, n_threads=job["threads"])
+    measured = speed.measure(llm, job["precisions"], progress=progress)
     result = [
         {
-            "prefill_tokens_per_second": statistics.median(prefill for prefill, _ in runs),
-            "decode_tokens_per_second": statistics.median(decode for _, decode in runs),
+            "prefill_tokens_per_second": level.prefill_tokens_per_second,
+            "decode_tokens_per_second": level.decode_tokens_per_second,
         }
-        for runs in speeds.values()
+        for level in measured.values()
     ]
     Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
     return True

@@ -21,7 +21,6 @@ DEFAULT_TEXT = Path(__file__).parent / "data" / "held_out.txt"
 PLOT = "report.png"
 
 _CHUNK = 512  # tokens: what llama-perplexity takes
-_PROMPT, _STEPS, _REPETITIONS = 128, 32, 3
 _QUALITY = 0.7  # of the time
 
 
@@ -66,17 +65,9 @@ def make(
         },
         lambda fraction: progress(_QUALITY * fraction),
     )
-    prompt = min(_PROMPT, bundle.context_length // 2)
-    speed = _run(
+    speeds = _run(
         "speed",
-        {
-            "bundle": str(bundle.path.resolve()),
-            "precisions": bundle.precisions,
-            "prompt": prompt,
-            "steps": min(_STEPS, bundle.context_length - prompt),
-            "repetitions": _REPETITIONS,
-            "threads": threads,
-        },
+        {"bundle": str(bundle.path.resolve()), "precisions": bundle.precisions, "threads": threads},
         lambda fraction: progress(_QUALITY + (1 - _QUALITY) * fraction),
     )
     report = {
@@ -93,9 +84,9 @@ def make(
                 "bytes": sum(bundle.files[name].bytes for name in level.weights),
                 "bpw": round(bundle.bpw(level), 4),
                 **figures,
-                **speeds,
+                **speed,
             }
-            for level, figures, speeds in zip(bundle.levels, quality["levels"], speed, strict=True)
+            for level, figures, speed in zip(bundle.levels, quality["levels"], speeds, strict=True)
         ],
     }
     (bundle.path / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

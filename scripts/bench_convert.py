@@ -23,9 +23,10 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 import psutil
-from measure import machine, say
+from measure import say
 
 from pmpd_edge import native
+from pmpd_edge.bench import device
 from pmpd_edge.convert import imatrix
 
 PRECISIONS = "8,4,2"
@@ -150,7 +151,7 @@ def main() -> None:
         for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
             shutil.copyfile(TOKENIZER / name, model / name)
 
-    print(HEAD.format(machine=machine()))
+    print(HEAD.format(machine=device.describe()))
     print("| what | seconds | of upstream's | anonymous, MB | with mapped files, MB |")
     print("|---|---|---|---|---|")
     options = [] if args.imatrix else ["--no-imatrix"]

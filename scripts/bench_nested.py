@@ -16,9 +16,10 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from measure import MODEL, N_DECODE, N_PREFILL, Quality, Store, Types, importance, machine, once, speeds
+from measure import MODEL, N_DECODE, N_PREFILL, Quality, Store, Types, importance, once, speeds
 
 from pmpd_edge import cpu
+from pmpd_edge.bench import device
 from pmpd_edge.bench.random_model import write_llama
 from pmpd_edge.convert import hf, imatrix, plan
 
@@ -103,7 +104,7 @@ def main() -> None:
     quality = Quality(small, args.text, args.sentences, args.threads)
 
     shared = "\nOther programs ran beside it: the times are rough, their ratios less so." if args.shared else ""
-    print(HEAD.format(machine=machine(), threads=args.threads, shared=shared, positions=quality.positions))
+    print(HEAD.format(machine=device.describe(), threads=args.threads, shared=shared, positions=quality.positions))
     print_bundles(small, quality)
     print(ACTIVATIONS)
     for types in (("Q4_K", "Q8_0"), ("Q4_0", "Q8_0"), ("Q4_0", "Q4_0")):

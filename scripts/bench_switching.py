@@ -27,9 +27,9 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from measure import machine
 
 from pmpd_edge import Pmpd, bundle, gguf_info
+from pmpd_edge.bench import device
 from pmpd_edge.bench.random_model import quantize, write_llama
 
 SHAPE = {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "ff": 5632, "metadata": {"context_length": 2048}}
@@ -235,7 +235,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     print("# What switching costs\n")
     print("Made by `python scripts/bench_switching.py --llama-bench .../llama-bench --work DIR`.\n")
-    print(f"Machine: {machine()}.")
+    print(f"Machine: {device.describe()}.")
     print(f"llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, flash attention, no mmap.")
     print(f"{args.repetitions} repetitions by turns, medians; load average before the start {load:.2f}.")
     print("Model: random weights, 2048 wide, 22 layers, 0.99 billion parameters, Q8_0 and Q4_K.\n")

@@ -18,9 +18,10 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from measure import MODEL, N_DECODE, N_PREFILL, Quality, Store, importance, machine, once, say, speeds
+from measure import MODEL, N_DECODE, N_PREFILL, Quality, Store, importance, once, say, speeds
 
 from pmpd_edge import cpu
+from pmpd_edge.bench import device
 from pmpd_edge.bench.random_model import write_llama
 from pmpd_edge.convert import hf, imatrix, plan
 from pmpd_edge.convert.quantize import NEED_IMATRIX
@@ -74,7 +75,7 @@ def main() -> None:
 
     print(
         HEAD.format(
-            machine=machine(),
+            machine=device.describe(),
             threads=args.threads,
             positions=quality.positions,
             repeats=args.repeats,

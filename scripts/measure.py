@@ -8,8 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import platform
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -233,12 +231,3 @@ def once(path: Path, make: Callable[[Path], object]) -> Path:
         make(partial)
         os.replace(partial, path)
     return path
-
-
-def machine() -> str:
-    """The CPU in words."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
-    features = [name for name in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm") if name in text]
-    name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {' '.join(features)}; {platform.system()}"

@@ -23,3 +23,12 @@ def prompt(llm: Pmpd, text: str) -> list[int]:
 
 def answer(llm: Pmpd, tokens: list[int], n: int = 14) -> list[int]:
     return list(itertools.islice(llm.generate(tokens, temp=0.0), n))
+
+
+def answer_text(llm: Pmpd, text: str, n: int = 24) -> str:
+    """The answer to a message, as the model is configured, likeliest tokens only."""
+    from pmpd_edge.chat_template import render
+    from pmpd_edge.stream import Sampling, stream
+
+    tokens = render(llm, messages(text)).tokens
+    return "".join(token.text for token in stream(llm, tokens, Sampling(), n)).strip()

@@ -1,0 +1,175 @@
+"""`Batch`: many answers at once are the answers one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from talk import SENTENCES, prompt
+
+from pmpd_edge import Pmpd, bundle
+from pmpd_edge.batch import Batch, Job
+from pmpd_edge.errors import PmpdError
+from pmpd_edge.schedule.confidence import ConfidenceScheduler
+from pmpd_edge.schedule.fixed import FixedScheduler
+from pmpd_edge.schedule.spec import make_scheduler
+from pmpd_edge.stream import Sampling, stream
+
+N_NEW = 24
+NOISE = 0.05  # of logits: what evaluating several rows together changes in the translator's last bits
+
+
+@pytest.fixture(scope="module")
+def default() -> bundle.Bundle:
+    return bundle.load(bundle.default_bundle())
+
+
+def jobs(llm: Pmpd, spec: str) -> list[Job]:
+    return [
+        Job(prompt(llm, sentence), make_scheduler(spec, llm.bundle), llm.bundle.prefill, N_NEW)
+        for sentence in SENTENCES * 3
+    ]
+
+
+def one_by_one(llm: Pmpd, todo: list[Job]) -> list[tuple[list[int], list[int]]]:
+    found = []
+    for job in todo:
+        llm.configure(scheduler=job.scheduler)
+        tokens = [token.id for token in stream(llm, job.prompt, Sampling(), N_NEW)]
+        found.append((tokens, list(llm.stats.precisions)))
+    return found
+
+
+def logit_gap(llm: Pmpd, job: Job, tokens: list[int], precisions: list[int], at: int) -> float:
+    """The difference of the two best logits from which token `at` was taken."""
+    llm.reset()
+    llm.set_precision(precisions[0])
+    llm.eval(job.prompt)
+    for token, precision in zip(tokens[:at], precisions[1:], strict=False):
+        llm.set_precision(precision)
+        llm.eval([token])
+    best, second = np.sort(llm.logits())[::-1][:2]
+    return float(best - second)
+
+
+@pytest.mark.parametrize("parallel", [1, 4, 8])
+@pytest.mark.parametrize("spec", ["static", "static:8@1,2@3", "fixed:4", "confidence:0.9,0.8", "random:3"])
+def test_equals_one_by_one(llm, default, spec, parallel):
+    todo = jobs(llm, spec)
+    expected = one_by_one(llm, todo)
+    with Batch(default, n_ctx=256, parallel=parallel, n_threads=1) as batch:
+        answers = batch.run(todo)
+    for job, answer, (tokens, precisions) in zip(todo, answers, expected, strict=True):
+        if (answer.tokens, answer.precisions) == (tokens, precisions):
+            continue
+        assert parallel > 1, "one sequence is evaluated as Pmpd does"
+        pairs = enumerate(zip(answer.tokens, tokens, strict=False))
+        first = next(at for at, (a, b) in pairs if a != b)
+        assert logit_gap(llm, job, tokens, precisions, first) < NOISE
+
+
+def test_the_same_again_and_in_another_order(default):
+    with Batch(default, n_ctx=256, parallel=3, n_threads=1) as batch:
+        ids = [
+            batch.tokenize(f"<|user|>Translate from German to English: {s}<|assistant|>", special=True)
+            for s in SENTENCES
+        ]
+        todo = [Job(tokens, FixedScheduler(4), 8, N_NEW) for tokens in ids]
+        first, again = batch.run(todo), batch.run(todo)
+        backwards = batch.run(todo[::-1])[::-1]
+    assert first == again
+    assert [a.tokens[:4] for a in first] == [a.tokens[:4] for a in backwards]
+
+
+def test_ends_by_itself_by_length_and_by_context(llm, default):
+    tokens = prompt(llm, SENTENCES[0])
+    with Batch(default, n_ctx=len(tokens) + 6, parallel=2, n_threads=1) as batch:
+        done = batch.run(
+            [
+                Job(tokens, FixedScheduler(8), 8, 3),
+                Job(tokens, FixedScheduler(8), 8, 100),
+                Job([*tokens, *tokens], FixedScheduler(8), 8, 100),
+                Job(tokens, FixedScheduler(8), 8, 1),
+            ]
+        )
+    assert [(answer.finish, len(answer.tokens)) for answer in done] == [
+        ("length", 3),
+        ("context", 7),
+        ("context", 0),
+        ("length", 1),
+    ]
+    with Batch(default, n_ctx=256, parallel=2, n_threads=1) as batch:
+        (answer,) = batch.run([Job(tokens, FixedScheduler(8), 8, 100)])
+        assert answer.finish == "stop" and batch.ends(answer.tokens[-1])
+        assert (
+            batch.detokenize(answer.tokens).strip()
+            == "".join(token.text for token in stream(_configured(llm), tokens, Sampling(), 100)).strip()
+        )
+
+
+def _configured(llm: Pmpd) -> Pmpd:
+    llm.configure(method="high")
+    return llm
+
+
+def test_schedulers_see_their_own_sequence(default):
+    class Looker:
+        precisions = (8, 4)
+
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, list[int], int]] = []
+
+        def start(self, prefill):
+            self.seen.append((0, prefill.tokens.tolist(), int(prefill.logits().argmax())))
+
+        def next(self, step, last):
+            assert last.n_tokens == len(last.tokens)
+            keys, values = last.keys_values(-1)
+            assert keys.shape == values.shape == (last.n_tokens, 4, 32)
+            self.seen.append((step, last.tokens.tolist(), int(last.logits().argmax())))
+            return 8 if step % 2 else 4
+
+    with Batch(default, n_ctx=256, parallel=2, n_threads=1) as batch:
+        ids = [batch.tokenize(f"<|user|>{s}<|assistant|>", special=True) for s in SENTENCES[:3]]
+        lookers = [Looker() for _ in ids]
+        answers = batch.run([Job(t, look, 8, 6) for t, look in zip(ids, lookers, strict=True)])
+    for tokens, answer, looker in zip(ids, answers, lookers, strict=True):
+        assert answer.precisions == [8, 8, 4, 8, 4, 8][: len(answer.tokens)]
+        for step, seen, best in looker.seen:
+            assert seen == [*tokens, *answer.tokens[:step]]
+            assert best == answer.tokens[step]
+
+
+def test_confidence_is_no_constant(llm, default):
+    """Otherwise the comparison above would compare nothing that depends on logits."""
+    with Batch(default, n_ctx=256, parallel=2, n_threads=1) as batch:
+        answers = batch.run(jobs(llm, "confidence:0.9,0.8"))
+    assert len({tuple(answer.precisions) for answer in answers}) > 2
+    ConfidenceScheduler((8, 4))
+
+
+def test_no_jobs_and_closing_twice(default):
+    batch = Batch(default, n_ctx=256, parallel=2, n_threads=1)
+    assert batch.run([]) == []
+    batch.close()
+    batch.close()
+
+
+def test_a_context_that_is_too_large(default: bundle.Bundle) -> None:
+    with pytest.raises(PmpdError, match="a context of 64 x 100000000 tokens"):
+        Batch(default, n_ctx=10**8, parallel=64, n_threads=1)
+
+
+def test_nested_levels_too(tmp_path: Path) -> None:
+    from pmpd_edge.bench.random_model import write_llama
+    from pmpd_edge.convert import convert
+
+    source = write_llama(tmp_path / "m.gguf", dtype=np.float16, hidden=256, layers=2, heads=4, kv_heads=2, ff=256)
+    made = convert(source, tmp_path / "nested", precisions=(8, 4), layout="nested", threads=1, use_imatrix=False)
+    prompt_ids = list(range(300, 320))
+    llm = Pmpd(made.path, n_threads=1, scheduler="static:8@1,4@3")
+    expected = [token.id for token in stream(llm, prompt_ids, Sampling(), 8)]
+    with Batch(made, n_ctx=256, parallel=1, n_threads=1) as batch:
+        (answer,) = batch.run([Job(prompt_ids, make_scheduler("static:8@1,4@3", made), 8, 8)])
+    assert answer.tokens == expected
