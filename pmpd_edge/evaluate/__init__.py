@@ -1,0 +1,1 @@
+"""What answers are worth: tasks and metrics."""
