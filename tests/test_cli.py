@@ -18,7 +18,10 @@ from command import ODD, make_bundle, odd_bundle, process, run
 
 from pmpd_edge import __version__, bundle, chat, cli_ui, native, schedule
 from pmpd_edge.bundle import ImatrixFile, StaticSchedule, Switch, WeightsFile
-from pmpd_edge.cli import CACHE_TYPES, PRECISIONS, cli
+from pmpd_edge.calibrate import run as calibration
+from pmpd_edge.cli import cli
+from pmpd_edge.evaluate import tasks
+from pmpd_edge.verbs.options import CACHE_TYPES, PRECISIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,14 +32,14 @@ ROOT = Path(__file__).parent.parent
 def test_help_imports_nothing_heavy_and_no_verb() -> None:
     code = (
         "import sys; from pmpd_edge.cli import cli\n"
-        "for arguments in ([], ['chat'], ['convert'], ['info']):\n"
+        "for arguments in ([], ['calibrate'], ['chat'], ['convert'], ['info']):\n"
         "    cli([*arguments, '--help'], standalone_mode=False)\n"
         "print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert "Commands:" in done.stdout
     heavy = {"torch", "transformers", "numpy", "llama_cpp", "huggingface_hub", "jinja2"}
-    verbs = {"pmpd_edge.chat", "pmpd_edge.convert", "pmpd_edge.bundle", "pmpd_edge.runner"}
+    verbs = {"pmpd_edge.chat", "pmpd_edge.convert", "pmpd_edge.bundle", "pmpd_edge.runner", "pmpd_edge.calibrate"}
     assert "pmpd_edge.cli" in done.stderr.split()
     assert not (heavy | verbs) & set(done.stderr.split())
 
@@ -50,11 +53,14 @@ def test_the_command_reference_is_current() -> None:
 
 
 def test_the_choices_are_those_of_the_packages_below() -> None:
-    # They are written out in cli.py so that --help imports nothing.
+    # They are written out in verbs/ so that --help imports nothing.
     options = {parameter.name: parameter for parameter in cli.commands["chat"].params}
     assert tuple(options["method"].type.choices) == schedule.METHODS  # type: ignore[attr-defined]
     assert {field.name for field in dataclasses.fields(chat.Settings)} <= options.keys()
     assert tuple(map(int, PRECISIONS)) == bundle.PRECISIONS
+    options_of_tasks = {parameter.name: parameter for parameter in cli.commands["calibrate"].params}
+    assert tuple(options_of_tasks["metric"].type.choices) == tasks.METRICS  # type: ignore[attr-defined]
+    assert tuple(options_of_tasks["objective"].type.choices) == calibration.OBJECTIVES  # type: ignore[attr-defined]
     for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty"):
         assert options[name].default == getattr(chat.Settings(), name)
 
@@ -257,13 +263,13 @@ def test_nothing_in_a_bundle_moves_the_cursor(tmp_path: Path) -> None:
     (fallback, *_) = made.files["m-q4.gguf"].fallbacks
     odd = dataclasses.replace(made.files["m-q4.gguf"], fallbacks=(dataclasses.replace(fallback, type=evil),))
     source, files = {"repo": evil, "revision": evil}, {**made.files, "m-q4.gguf": odd}
-    bundle.write(dataclasses.replace(made, source=source, files=files, predictor=evil))
+    bundle.write(dataclasses.replace(made, source=source, files=files))
     report = {**REPORT, "text": {"name": evil}, "reference": {**REPORT["reference"], "type": evil}}
     (made.path / "report.json").write_text(
         json.dumps({**report, "levels": [{**REPORT["levels"][0], "precision": evil}]})
     )
     output = run("info", made.path).output
-    assert not set(output) & set(evil[0] + evil[-1]) and output.count("[2J") == 8
+    assert not set(output) & set(evil[0] + evil[-1]) and output.count("[2J") == 7
 
 
 def test_info_verify(tmp_path: Path) -> None:

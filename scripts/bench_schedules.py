@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""What stepping down loses, where and when: the figures of docs/benchmarks/schedules.md.
+
+    python scripts/bench_schedules.py --data DIR --work DIR > docs/benchmarks/schedules.md
+
+DIR holds multi30k.validation.jsonl.gz, to choose by, and multi30k.test_2016.jsonl.gz, to report on. The model is the
+translator in the package. Answers are kept in --work, and found again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from pmpd_edge import Pmpd, cpu
+from pmpd_edge import bundle as bundles
+from pmpd_edge.batch import Batch
+from pmpd_edge.bench import device
+from pmpd_edge.bundle import Bundle, StaticSchedule, Switch
+from pmpd_edge.calibrate.allocation import Allocation, Result
+from pmpd_edge.calibrate.answers import Answers, Kept, Store
+from pmpd_edge.calibrate.run import Calibration, Options, calibrate, prompts_of
+from pmpd_edge.evaluate import metrics, tasks
+from pmpd_edge.schedule import Scheduler
+from pmpd_edge.schedule.confidence import ConfidenceScheduler
+from pmpd_edge.schedule.learned import RandomScheduler
+from pmpd_edge.schedule.patterns import PATTERNS, PatternScheduler
+from pmpd_edge.schedule.spec import format_switches
+from pmpd_edge.schedule.static import StaticScheduler
+
+SHARES = (0, 1 / 3, 2 / 3, 1)  # of an answer's steps, that the random control draws from
+CURVE = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Judge:
+    """Answers one data set under schedules, against everything at the highest level."""
+
+    def __init__(self, bundle: Bundle, found: Calibration, dataset: tasks.Dataset, batch: Batch, store: Store) -> None:
+        length = dataset.task.max_new_tokens or bundle.schedule.max_new_tokens
+        with closing(Pmpd(bundle.path, method="high", n_threads=1)) as llm:
+            self.prompts = prompts_of(llm, dataset)
+        inputs = {"bundle": bundle.fingerprint, "data": dataset.sha256}
+        self._answers = Answers(store, batch, self.prompts, length, inputs)
+        self._length = length
+        self.allocation = Allocation(
+            self._answers,
+            [example.reference for example in dataset.examples],
+            metrics.make(dataset.task.metric),
+            found.levels,
+            tolerance=found.options.tolerance,
+            sure=found.options.sure,
+            objective=found.options.objective,
+            max_new_tokens=length,
+            progress=lambda label, fraction: None,
+        )
+        self.high = self.static(bundle.precisions[0], (1, bundle.precisions[0]))
+        self.lengths = [len(answer.decode_precisions) for answer in self.answers(self.high)]
+
+    def static(self, prefill: int, *switches: tuple[int, int]) -> Result:
+        schedule = StaticSchedule(tuple(Switch(*switch) for switch in switches), self._length)
+        return self.allocation.measure(prefill, schedule)
+
+    def answers(self, result: Result) -> list[Kept]:
+        name = f"static:{format_switches(result.schedule)}"
+        return self._answers.make(name, result.prefill, lambda _: StaticScheduler(result.schedule))
+
+    def other(self, name: str, like: Result, make: Callable[[int], Scheduler]) -> Result:
+        """The result of a schedule that is not static; prefill as `like`'s."""
+        say(name)
+        kept = self._answers.make(name, like.prefill, make)
+        return self.allocation.judge(kept, like.prefill, like.schedule)
+
+
+def print_result(label: str, result: Result) -> None:
+    score, loss = result.score, result.loss
+    print(
+        f"| {label} | {result.average_bitwidth:.2f} | {result.average_bpw:.2f} "
+        f"| {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) "
+        f"| {loss.value:.2f} ({loss.low:.2f} to {loss.high:.2f}) |",
+        flush=True,
+    )
+
+
+def print_calibration(found: Calibration) -> None:
+    high = found.found.reference.prefill
+    print("| prefill | decode | bits | bpw | BLEU | loss, % |")
+    print("|---|---|---|---|---|---|")
+    for pair in found.found.pairs:
+        print_result(f"{pair.prefill} | {pair.schedule.switches[0].precision}", pair)
+    for curve in found.found.curves:
+        print(f"\nThe search for the switch from {curve.high} to {curve.low} bits; chosen: {curve.steps} steps.\n")
+        print("| steps | bits | bpw | BLEU | loss, % |")
+        print("|---|---|---|---|---|")
+        for steps, point in curve.points.items():
+            print_result(f"**{steps}**" if steps == curve.steps else str(steps), point)
+    chosen = found.found.chosen
+    loss = f"{chosen.loss.value:.2f}%"
+    print(
+        f"\nChosen: prefill {chosen.prefill}, {format_switches(chosen.schedule)}, at a loss of {loss} "
+        f"against all at {high} bits; {chosen.loss.within:.0%} of the resamples are within the tolerance.\n"
+    )
+
+
+def print_latency(found: Calibration, judge: Judge) -> None:
+    """What prefill at each precision costs, as a share of the whole answer."""
+    n_prompt = sum(map(len, judge.prompts)) / len(judge.prompts)
+    n_steps = sum(judge.lengths) / len(judge.lengths)
+    top = found.bundle.precisions[0]
+    print("| prefill | prefill, ms | decode at | decode, ms | more than the quickest prefill, % of the answer |")
+    print("|---|---|---|---|---|")
+    cost = {p: n_prompt / speed.prefill_tokens_per_second for p, speed in found.speeds.items()}
+    for decode, speed in found.speeds.items():
+        seconds = n_steps / speed.decode_tokens_per_second
+        more = 100 * (cost[top] - min(cost.values())) / (seconds + cost[top])
+        print(f"| {top} | {1e3 * cost[top]:.2f} | {decode} | {1e3 * seconds:.2f} | {more:.2f} |")
+    print()
+
+
+def print_test(judge: Judge, chosen: Result, bundle: Bundle) -> None:
+    low = bundle.precisions[-1]
+    print("| schedule | bits | bpw | BLEU | loss, % |")
+    print("|---|---|---|---|---|")
+    print_result(f"all at {bundle.precisions[0]}", judge.high)
+    for precision in bundle.precisions[1:]:
+        print_result(f"all at {precision}, prefill too", judge.static(precision, (1, precision)))
+    switches = tuple((switch.step, switch.precision) for switch in chosen.schedule.switches)
+    static = judge.static(chosen.prefill, *switches)
+    print_result(f"**static {format_switches(chosen.schedule)}**", static)
+    print_controls(judge, static)
+    ladder = tuple(precision for precision in bundle.precisions)
+    confidence = judge.other(
+        "confidence", replace(static, prefill=bundle.precisions[0]), lambda _: ConfidenceScheduler(ladder)
+    )
+    print_result("confidence (its own bits)", confidence)
+    print_result(f"prefill {bundle.precisions[0]}, decode {low}", judge.static(bundle.precisions[0], (1, low)))
+
+
+def print_controls(judge: Judge, static: Result) -> None:
+    """The same bits spent elsewhere: each answer gets as many high steps as the static schedule gave it."""
+    high, low = (static.schedule.switches[at].precision for at in (0, -1))
+    if high == low:
+        return
+    kept = judge.answers(static)
+    spent = [sum(p - low for p in answer.decode_precisions) / (high - low) for answer in kept]
+    lengths = [len(answer.decode_precisions) for answer in kept]
+    for pattern in PATTERNS:
+
+        def make(i: int, pattern: str = pattern) -> Scheduler:
+            return PatternScheduler(pattern, high, low, round(spent[i]), lengths[i])
+
+        name = f"{pattern} {format_switches(static.schedule)}"
+        print_result(f"{pattern} part" if pattern != "alternate" else pattern, judge.other(name, static, make))
+    prior = tilted(sum(spent) / sum(lengths))
+
+    def draw(i: int) -> Scheduler:
+        return RandomScheduler((high, low), [round(share * lengths[i]) for share in SHARES], prior)
+
+    print_result("random", judge.other(f"random {prior}", static, draw))
+
+
+def tilted(mean: float) -> list[float]:
+    """The frequencies of `SHARES` with this mean that are least far from equal ones."""
+
+    def frequencies(tilt: float) -> list[float]:
+        weights = [math.exp(tilt * (share - 0.5)) for share in SHARES]
+        return [weight / sum(weights) for weight in weights]
+
+    def expected(tilt: float) -> float:
+        return sum(share * p for share, p in zip(SHARES, frequencies(tilt), strict=True))
+
+    low, high = -60.0, 60.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(middle) < mean else (low, middle)
+    return frequencies(low)
+
+
+def run(args: argparse.Namespace, name: str, title: str) -> None:
+    folder = args.work / name
+    if not folder.is_dir():
+        shutil.copytree(bundles.default_bundle(), folder)
+    bundle = bundles.load(folder)
+    task = tasks.make_task(name)
+    validation = tasks.read(task, args.data / "multi30k.validation.jsonl.gz", args.limit)
+    test = tasks.read(task, args.data / "multi30k.test_2016.jsonl.gz", args.limit)
+    options = Options(objective="bpw", n_threads=args.threads, parallel=args.parallel, n_gpu_layers=0)
+    say(f"{name}: calibrating")
+    found = calibrate(bundle, validation, options, lambda label, fraction: None)
+    print(f"## {title}\n")
+    print(f"Chosen on the {len(validation.examples)} sentences of the validation set, at a tolerance of 1%:\n")
+    print_calibration(found)
+    store = Store(folder / "test.jsonl")
+    with Batch(bundle, n_ctx=512, parallel=args.parallel, n_threads=args.threads, n_gpu_layers=0) as batch:
+        say(f"{name}: the whole curve")
+        judge = Judge(bundle, found, validation, batch, store)
+        print_curve(judge, bundle)
+        print("What prefill at the highest level costs, by the levels' speeds on this machine:\n")
+        print_latency(found, judge)
+        say(f"{name}: the test set")
+        judge = Judge(bundle, found, test, batch, store)
+        print(f"On the {len(test.examples)} sentences of test_2016, which were not used for choosing:\n")
+        print_test(judge, found.found.chosen, bundle)
+    print()
+
+
+def print_curve(judge: Judge, bundle: Bundle) -> None:
+    high, low = bundle.precisions[0], bundle.precisions[-1]
+    print(f"From all decode steps at {low} bits to all at {high}, prefill at {high}, on the validation set:\n")
+    print(f"| steps at {high} before {low} | bits | bpw | BLEU | loss, % |")
+    print("|---|---|---|---|---|")
+    for steps in CURVE:
+        switches: Sequence[tuple[int, int]] = [(1, high), (1 + steps, low)] if steps else [(1, low)]
+        print_result(str(steps), judge.static(high, *switches))
+    print_result("all", judge.high)
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory of the sentences")
+    parser.add_argument("--work", type=Path, required=True, help="directory for bundles and answers, kept")
+    parser.add_argument("--limit", type=int, help="sentences of each set; by default all")
+    parser.add_argument("--parallel", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=cpu.default_threads())
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    print(HEAD.format(machine=device.describe(), threads=args.threads))
+    run(args, "multi30k-de-en", "German to English")
+    run(args, "multi30k-fr-en", "French to English")
+
+
+HEAD = """# What stepping down loses
+
+Made by `python scripts/bench_schedules.py --data DIR --work DIR`.
+
+Machine: {machine}; {threads} threads.
+Model: the translator in the package (7.3 M parameters; Q8_0, Q4_K, Q2_K), greedy. Data: Multi30k. BLEU is sacrebleu's,
+with 95% bootstrap intervals; the loss is paired, against everything at 8 bits. Bits: average nominal precision of the
+decode steps; bpw: real bits per weight. The objective is bpw, as a model of this size lies in the CPU's caches, where
+fewer bits gain nothing. First, middle and last part, alternate and random spend the static schedule's bits elsewhere.
+"""
+
+
+if __name__ == "__main__":
+    main()
