@@ -17,12 +17,17 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmpd_edge.errors import NativeError
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 LIB_PATH = "LLAMA_CPP_LIB_PATH"
 _NOT_SUMMED = -3  # of llama_set_weights
+_NO_KV = -2  # of llama_get_kv_seq
 REINSTALL = "install pmpd-edge again: pip install --no-cache-dir -r requirements.txt -c constraints.txt ."
 
 
@@ -92,10 +97,25 @@ def load() -> ModuleType:
             f"{library._name}: a stock llama.cpp library, which cannot switch weights",
             f"unset {LIB_PATH}, or point it at the patched one",
         )
-    library.llama_set_weights.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t]
-    library.llama_set_weights.restype = ctypes.c_int32
+    if not hasattr(library, "llama_get_kv_seq"):
+        raise NativeError(f"{library._name}: built without the patch that adds llama_get_kv_seq", REINSTALL)
+    _declare(library)
     _install_log(llama_cpp)
     return llama_cpp
+
+
+class _KvShape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("n_head_kv", "n_embd_head_k", "n_embd_head_v")]
+
+
+def _declare(library: Any) -> None:
+    """Give the added functions their types."""
+    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
+    library.llama_set_weights.argtypes = [pointer, ctypes.POINTER(pointer), ctypes.c_size_t]
+    library.llama_set_weights.restype = int32
+    floats, shape = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(_KvShape)
+    library.llama_get_kv_seq.argtypes = [pointer, int32, int32, floats, floats, int32, shape]
+    library.llama_get_kv_seq.restype = int32
 
 
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
@@ -183,3 +203,38 @@ def set_weights(ctx: Any, models: Sequence[Any]) -> None:
     if "device" in reason:
         raise NativeError(f"the weights cannot be switched: {reason}", "place all levels alike with tensor_split")
     raise NativeError(f"the weights cannot be switched: {reason}", "use levels that were converted together")
+
+
+def keys_values(ctx: Any, seq: int, layer: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Copy K and V of one layer from the KV cache, for all tokens of a sequence in the order of their positions.
+
+    Args:
+        ctx: a `llama_context *`.
+        seq: the sequence.
+        layer: its index; a negative one counts from the end.
+
+    Returns:
+        K (after RoPE) and V, each `[n_tokens, n_head_kv, head_dim]`, as they were computed up to the rounding of the
+        cache's type. Layers with a sliding window have only the tokens that are still in the cache, the last ones.
+
+    Raises:
+        NativeError: the layer does not exist or has no K and V (recurrent layers, multi-head latent attention).
+    """
+    import numpy as np  # here, as importing this module is cheap
+
+    llama_cpp = load()
+    library = llama_cpp.llama_cpp._lib
+    index = layer if layer >= 0 else layer + llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx))
+    shape = _KvShape()
+    with captured_log() as log:
+        n_tokens = library.llama_get_kv_seq(ctx, seq, index, None, None, 0, ctypes.byref(shape))
+        n_rows, n_heads = max(n_tokens, 0), shape.n_head_kv
+        keys = np.empty((n_rows, n_heads, shape.n_embd_head_k), dtype=np.float32)
+        values = np.empty((n_rows, n_heads, shape.n_embd_head_v), dtype=np.float32)
+        if n_tokens > 0:
+            pointers = [array.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for array in (keys, values)]
+            n_tokens = library.llama_get_kv_seq(ctx, seq, index, *pointers, n_rows, None)
+    if n_tokens < 0:
+        hint = "name a layer with attention; not every architecture has one" if n_tokens == _NO_KV else ""
+        raise NativeError(f"no keys and values: {log.reason(f'llama_get_kv_seq returned {n_tokens}')}", hint)
+    return keys, values

@@ -28,8 +28,9 @@ from pmpd_edge.abort import Abort
 from pmpd_edge.cpu import default_threads
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.levels import Levels
-from pmpd_edge.schedule import METHODS, Scheduler, make_scheduler
+from pmpd_edge.schedule import METHODS, Scheduler
 from pmpd_edge.schedule.fixed import FixedScheduler
+from pmpd_edge.schedule.spec import make_scheduler
 from pmpd_edge.stats import GenerationStats
 
 native.load()  # before llama_cpp is first imported
@@ -298,12 +299,22 @@ class Pmpd(llama_cpp.Llama):
                 stats.decode_seconds += perf_counter() - start
         return token
 
+    @property
+    def tokens(self) -> npt.NDArray[np.intc]:
+        """Ids of the tokens in the KV cache, `[n_tokens]`: a view."""
+        return self.input_ids[: self.n_tokens]
+
     def logits(self) -> npt.NDArray[np.float32]:
         """The last evaluated token's logits, `[n_vocab]`: a view that the next evaluation overwrites."""
         if self._requires_eval:
             raise PmpdError("no logits: nothing was evaluated since the state changed", "evaluate a token first")
         pointer = llama_cpp.llama_get_logits_ith(self.ctx, -1)
         return np.ctypeslib.as_array(pointer, (self._n_vocab,))
+
+    def keys_values(self, layer: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """K (after RoPE) and V of a layer, copies as `native.keys_values` describes them; -1 is the last layer."""
+        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)  # what `eval` would remove: rows that were given up
+        return native.keys_values(self.ctx, 0, layer)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """Embed text as `llama_cpp.Llama.embed` does, at prefill's precision; it empties the KV cache."""

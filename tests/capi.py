@@ -17,6 +17,9 @@ L.llama_backend_init()
 
 GPU_LAYERS = int(os.environ.get("PMPD_TEST_GPU_LAYERS", "0"))
 F32, F16, Q8_0 = 0, 1, 8  # enum ggml_type
+CACHE_TYPES = {
+    "f32": F32, "f16": F16, "bf16": 30, "q8_0": Q8_0, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20
+}  # fmt: skip
 
 
 class Model:
@@ -48,14 +51,19 @@ class Context:
         type_k: int = F16,
         type_v: int = F16,
         n_threads: int = 1,
+        unified: bool = False,
+        n_ubatch: int | None = None,
+        swa_full: bool = True,
     ) -> None:
         self.options = {
             "n_ctx": n_ctx, "n_seq": n_seq, "flash_attn": flash_attn, "type_k": type_k, "type_v": type_v,
-            "n_threads": n_threads,
+            "n_threads": n_threads, "unified": unified, "n_ubatch": n_ubatch, "swa_full": swa_full,
         }  # fmt: skip
         params = L.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+        params.n_ctx = params.n_batch = n_ctx
+        params.n_ubatch = n_ubatch or n_ctx
         params.n_seq_max = n_seq
+        params.kv_unified, params.swa_full = unified, swa_full
         params.n_threads = params.n_threads_batch = n_threads
         params.flash_attn_type = L.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else L.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k, params.type_v = type_k, type_v
@@ -79,6 +87,11 @@ class Context:
 
     def decode(self, tokens: Sequence[int], seq: int = 0) -> np.ndarray:
         """Evaluate tokens at the end of a sequence; returns the last one's logits, `[n_vocab]`."""
+        self.start(tokens, seq)
+        return np.ctypeslib.as_array(L.llama_get_logits_ith(self.pointer, -1), (self.n_vocab,)).copy()
+
+    def start(self, tokens: Sequence[int], seq: int = 0) -> None:
+        """Evaluate tokens at the end of a sequence without waiting for a GPU."""
         batch = L.llama_batch_init(len(tokens), 0, 1)
         for i, token in enumerate(tokens):
             batch.token[i] = token
@@ -91,7 +104,6 @@ class Context:
             assert L.llama_decode(self.pointer, batch) == 0, lines
         L.llama_batch_free(batch)
         self.n_past[seq] += len(tokens)
-        return np.ctypeslib.as_array(L.llama_get_logits_ith(self.pointer, -1), (self.n_vocab,)).copy()
 
     def greedy(self, token: int, n: int, seq: int = 0) -> tuple[np.ndarray, int]:
         """Decode `n` tokens greedily; returns their logits, `[n, n_vocab]`, and the next token."""
@@ -106,6 +118,10 @@ class Context:
         assert L.llama_memory_seq_rm(self.memory, seq, first, last)
         L.llama_memory_seq_add(self.memory, seq, last, -1, first - last)
         self.n_past[seq] -= last - first
+
+    def keys_values(self, layer: int, seq: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """K and V of a layer of a sequence, each `[n_tokens, n_head_kv, head_dim]`."""
+        return native.keys_values(self.pointer, seq, layer)
 
     def state(self) -> ctypes.Array[ctypes.c_uint8]:
         size = L.llama_state_get_size(self.pointer)
