@@ -76,11 +76,12 @@ class ImatrixFile:
 
 @dataclass(frozen=True)
 class PredictorFile:
-    """The learned scheduler's predictor, and the pairs of precisions that it was trained for."""
+    """The learned scheduler's predictor, the pairs of precisions that it was trained for, and what training found."""
 
     file: str
     sha256: str
     pairs: tuple[tuple[int, int], ...]
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -358,12 +359,20 @@ def _predictor_from_document(document: dict[str, Any] | None) -> PredictorFile |
     if not document:
         return None
     pairs = tuple((_count(pair, "high"), _count(pair, "low")) for pair in document["pairs"])
-    return PredictorFile(file=_word(document, "file"), sha256=_word(document, "sha256"), pairs=pairs)
+    training = document.get("training") or {}
+    if not isinstance(training, dict):
+        raise ValueError("training of the predictor")
+    return PredictorFile(_word(document, "file"), _word(document, "sha256"), pairs, training)
 
 
 def _predictor_to_document(predictor: PredictorFile) -> dict[str, Any]:
     pairs = [{"high": high, "low": low} for high, low in predictor.pairs]
-    return {"file": predictor.file, "sha256": predictor.sha256, "pairs": pairs}
+    return {
+        "file": predictor.file,
+        "sha256": predictor.sha256,
+        "pairs": pairs,
+        "training": dict(predictor.training),
+    }
 
 
 def _file_to_document(file: WeightsFile) -> dict[str, Any]:
