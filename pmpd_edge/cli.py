@@ -20,6 +20,7 @@ from pmpd_edge.verbs.chat import chat
 from pmpd_edge.verbs.convert import convert
 from pmpd_edge.verbs.info import info
 from pmpd_edge.verbs.options import debug
+from pmpd_edge.verbs.train_scheduler import train_scheduler
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as shells report them: 128 + the signal
 
@@ -82,5 +83,5 @@ def cli() -> None:
     """
 
 
-for verb in (chat, convert, info, calibrate):
+for verb in (calibrate, chat, convert, info, train_scheduler):
     cli.add_command(verb)

@@ -137,8 +137,9 @@ def test_schedulers_see_their_own_sequence(default):
     for tokens, answer, looker in zip(ids, answers, lookers, strict=True):
         assert answer.precisions == [8, 8, 4, 8, 4, 8][: len(answer.tokens)]
         for step, seen, best in looker.seen:
-            assert seen == [*tokens, *answer.tokens[:step]]
-            assert best == answer.tokens[step]
+            evaluated = max(step - 1, 0)  # the token before a step is evaluated in it
+            assert seen == [*tokens, *answer.tokens[:evaluated]]
+            assert best == answer.tokens[evaluated]
 
 
 def test_confidence_is_no_constant(llm, default):

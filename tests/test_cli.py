@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 def test_help_imports_nothing_heavy_and_no_verb() -> None:
     code = (
         "import sys; from pmpd_edge.cli import cli\n"
-        "for arguments in ([], ['calibrate'], ['chat'], ['convert'], ['info']):\n"
+        "for arguments in ([], ['calibrate'], ['chat'], ['convert'], ['info'], ['train-scheduler']):\n"
         "    cli([*arguments, '--help'], standalone_mode=False)\n"
         "print(*sys.modules, file=sys.stderr)"
     )

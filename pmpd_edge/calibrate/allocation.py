@@ -169,9 +169,7 @@ class Allocation:
             allowed = [pair for pair in pairs if pair.prefill == prefill and _begins(pair) == top]
         # Among the quickest to decode the highest prefill: what it costs is paid once.
         start = min(allowed, key=lambda pair: (self._cost(pair), -pair.prefill))
-        curves = self._step_down(start)
-        ends = [curve.points[curve.steps] for curve in curves if curve.steps in curve.points]
-        chosen = min([start, *ends], key=self._cost)
+        curves, chosen = self._step_down(start)
         return Found(reference, tuple(pairs), tuple(curves), chosen)
 
     def measure(self, prefill: int, schedule: StaticSchedule) -> Result:
@@ -201,27 +199,31 @@ class Allocation:
             cut=sum(answer.finish != "stop" for answer in kept),
         )
 
-    def _step_down(self, start: Result) -> list[Curve]:
-        """One curve for each level below the one at which answers begin; each goes on from the one before."""
-        curves: list[Curve] = []
-        before, longest = start, self._longest(start)
-        for low in self._useful[self._useful.index(_begins(start)) + 1 :]:
-            curve = self._curve(before, low, longest)
-            curves.append(curve)
-            if curve.steps == longest - curve.begins + 1:
-                break  # not even the last step may be lower
-            before = curve.points[curve.steps]
-        return curves
+    def _step_down(self, start: Result) -> tuple[list[Curve], Result]:
+        """Curves for one level after the other below `start`'s, and the cheapest result that is within the tolerance.
 
-    def _curve(self, before: Result, low: int, longest: int) -> Curve:
-        switches = before.schedule.switches
+        Each level is tried after the best that was found above it, and straight after `start`.
+        """
+        curves: list[Curve] = []
+        best, longest = start, self._longest(start)
+        for low in self._useful[self._useful.index(_begins(start)) + 1 :]:
+            for before in dict.fromkeys((best.schedule, start.schedule)):
+                curve = self._curve(start.prefill, before, low, longest)
+                curves.append(curve)
+                end = curve.points.get(curve.steps)  # none where not even the last step may be lower
+                if end and self._cost(end) < self._cost(best):
+                    best = end
+        return curves, best
+
+    def _curve(self, prefill: int, before: StaticSchedule, low: int, longest: int) -> Curve:
+        switches = before.switches
         last = switches[-1]
         points: dict[int, Result] = {}
 
         def enough(steps: int) -> bool:
             kept = switches[:-1] if steps == 0 else switches
             schedule = StaticSchedule((*kept, Switch(last.step + steps, low)), self._max_new_tokens)
-            points[steps] = points.get(steps) or self.measure(before.prefill, schedule)
+            points[steps] = points.get(steps) or self.measure(prefill, schedule)
             return self._is_enough(points[steps])
 
         steps = smallest(enough, longest - last.step + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,10 @@ def calibrate(
     What is measured is kept in the bundle's `calibration.jsonl`: a run that is stopped goes on where it was.
 
     Raises:
-        PmpdError: there is only one level, or prompts do not fit the context.
+        PmpdError: there is only one level, prompts do not fit the context, or a package is missing.
     """
+    if not importlib.util.find_spec("matplotlib"):  # said now, not after hours
+        raise PmpdError("calibration draws a plot with matplotlib", "pip install 'pmpd-edge[eval]'")
     if len(bundle.levels) < 2:
         raise PmpdError(f"{bundle.path}: one level only", "convert with more: --precisions 8,4")
     if options.prefill is not None:

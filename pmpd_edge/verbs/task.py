@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,13 +13,18 @@ from pmpd_edge.verbs.options import number, options
 if TYPE_CHECKING:
     from pmpd_edge.evaluate.tasks import Dataset
 
-task_options = options(
-    click.option(
+
+def task_option(required: bool) -> Callable[[Any], Any]:
+    """--task: the prompts."""
+    return click.option(
         "--task",
-        required=True,
+        required=required,
         metavar="TASK|FILE",
         help="Prompts and right answers: JSON lines with the fields prompt and reference, or a task's name.",
-    ),
+    )
+
+
+task_options = options(
     click.option(
         "--data",
         type=click.Path(dir_okay=False, path_type=Path),

@@ -72,9 +72,12 @@ def test_pairs_then_the_earliest_switch_within_the_tolerance():
 
 def test_a_strict_tolerance_begins_at_the_top_and_steps_down_twice():
     found = allocation(MadeUp(), tolerance=0.3).find()
-    assert [(curve.high, curve.low) for curve in found.curves] == [(8, 4), (4, 2)]
-    first, second = found.curves
+    assert [(curve.high, curve.low) for curve in found.curves] == [(8, 4), (4, 2), (8, 2)]
+    first, second, straight = found.curves
     assert second.begins == 1 + first.steps
+    assert straight.begins == 1
+    ends = [curve.points[curve.steps].seconds for curve in found.curves if curve.steps in curve.points]
+    assert found.chosen.seconds == min(ends)
     assert found.chosen.prefill == 8
     assert found.chosen.loss.value <= 0.3
 

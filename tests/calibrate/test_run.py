@@ -75,7 +75,7 @@ def test_chooses_and_writes_into_the_manifest(copy: Path, data: Path) -> None:
     assert after.schedule.max_new_tokens == 24
     assert (after.files, after.levels, after.imatrix) == (before.files, before.levels, before.imatrix)
     assert (copy / PLOT).read_bytes().startswith(b"\x89PNG")
-    assert run("chat", copy, "--prompt", "Ein Hund läuft.").exit_code == 0
+    assert run("chat", copy, "--prompt", "Ein Hund läuft.", "--threads", "1").exit_code == 0
     assert "captions.jsonl" in run("info", copy).output
 
 
