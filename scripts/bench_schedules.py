@@ -3,38 +3,48 @@
 
     python scripts/bench_schedules.py --data DIR --work DIR > docs/benchmarks/schedules.md
 
-DIR holds multi30k.validation.jsonl.gz, to choose by, and multi30k.test_2016.jsonl.gz, to report on. The model is the
-translator in the package. Answers are kept in --work, and found again.
+DIR holds multi30k.validation.jsonl.gz, to choose by, multi30k.train.jsonl.gz, to train the learned scheduler on, and
+multi30k.test_2016.jsonl.gz, to report on. The model is the translator in the package. Answers are kept in --work, and
+found again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 from pmpd_edge import Pmpd, cpu
 from pmpd_edge import bundle as bundles
 from pmpd_edge.batch import Batch
 from pmpd_edge.bench import device
 from pmpd_edge.bundle import Bundle, StaticSchedule, Switch
+from pmpd_edge.calibrate import train
 from pmpd_edge.calibrate.allocation import Allocation, Result
 from pmpd_edge.calibrate.answers import Answers, Kept, Store
+from pmpd_edge.calibrate.report import Report
 from pmpd_edge.calibrate.run import Calibration, Options, calibrate, prompts_of
 from pmpd_edge.evaluate import metrics, tasks
+from pmpd_edge.predictor import Predictor, of_bundle
 from pmpd_edge.schedule import Scheduler
 from pmpd_edge.schedule.confidence import ConfidenceScheduler
-from pmpd_edge.schedule.learned import RandomScheduler
+from pmpd_edge.schedule.learned import LearnedScheduler, RandomScheduler
 from pmpd_edge.schedule.patterns import PATTERNS, PatternScheduler
 from pmpd_edge.schedule.spec import format_switches
 from pmpd_edge.schedule.static import StaticScheduler
 
 SHARES = (0, 1 / 3, 2 / 3, 1)  # of an answer's steps, that the random control draws from
+CONFIDENCES = (0.5, 0.8, 0.95)
+TRAINING = 2000  # prompts
+LEARNED_LENGTH = 48  # tokens that shares are of: longer than nearly all answers
 CURVE = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20)
 
 
@@ -69,6 +79,14 @@ class Judge:
     def static(self, prefill: int, *switches: tuple[int, int]) -> Result:
         schedule = StaticSchedule(tuple(Switch(*switch) for switch in switches), self._length)
         return self.allocation.measure(prefill, schedule)
+
+    def steps_for(self, bits: float, high: int, low: int) -> int:
+        """The number of high steps with which a static schedule comes closest to an average bitwidth."""
+
+        def average(n: int) -> float:
+            return low + (high - low) * sum(min(n, length) for length in self.lengths) / sum(self.lengths)
+
+        return min(range(max(self.lengths) + 1), key=lambda n: abs(average(n) - bits))
 
     def answers(self, result: Result) -> list[Kept]:
         name = f"static:{format_switches(result.schedule)}"
@@ -143,6 +161,49 @@ def print_test(judge: Judge, chosen: Result, bundle: Bundle) -> None:
     )
     print_result("confidence (its own bits)", confidence)
     print_result(f"prefill {bundle.precisions[0]}, decode {low}", judge.static(bundle.precisions[0], (1, low)))
+    print()
+
+
+def print_training(reports: Sequence[Report]) -> None:
+    print(
+        "| pair | right | commonest class | random prior | log loss | of the prior | high share (enough) | constant |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for found in reports:
+        print(
+            f"| {found.pair[0]}-{found.pair[1]} | {found.accuracy:.1%} | {found.majority_accuracy:.1%} "
+            f"| {found.random_accuracy:.1%} | {found.log_loss:.3f} | {found.prior_log_loss:.3f} "
+            f"| {found.cost:.3f} ({found.enough:.1%}) | {found.constant_cost:.3f} ({found.constant_enough:.1%}) |"
+        )
+    for found in reports:
+        print(f"\n{found.verdict}.")
+    print()
+
+
+def print_learned(judge: Judge, bundle: Bundle) -> None:
+    """The learned scheduler beside its control, and beside static schedules that spend the same bits."""
+    predictor = of_bundle(bundle)
+    pair = predictor.pairs[0]
+    steps = [round(share * predictor.max_new_tokens) for share in predictor.classes]
+    like = replace(judge.high, prefill=bundle.precisions[0])
+    key = predictor.path.read_bytes()
+    print("| schedule | bits | bpw | BLEU | loss, % |")
+    print("|---|---|---|---|---|")
+    for confidence in CONFIDENCES:
+
+        def learned(i: int, confidence: float = confidence) -> Scheduler:
+            return LearnedScheduler(predictor, pair, confidence)
+
+        name = f"learned {confidence} {hashlib.sha256(key).hexdigest()}"
+        result = judge.other(name, like, learned)
+        print_result(f"learned, confidence {confidence:g}", result)
+        n = judge.steps_for(result.average_bitwidth, *pair)
+        switches = [(1, pair[0]), (1 + n, pair[1])] if n else [(1, pair[1])]
+        print_result(f"static, {n} steps", judge.static(like.prefill, *switches))
+    prior = predictor.priors[pair]
+    drawn = judge.other(f"random prior {prior} {steps}", like, lambda _: RandomScheduler(pair, steps, prior))
+    print_result("random, by the labels' frequencies", drawn)
+    print()
 
 
 def print_controls(judge: Judge, static: Result) -> None:
@@ -185,6 +246,35 @@ def tilted(mean: float) -> list[float]:
     return frequencies(low)
 
 
+def print_predictor_cost(bundle: Bundle, threads: int) -> None:
+    """What asking the predictor takes beside the prefill that it follows."""
+    predictor = of_bundle(bundle)
+    print("| prompt, tokens | prefill, ms | reading K and V, ms | predicting, ms | of prefill |")
+    print("|---|---|---|---|---|")
+    with closing(Pmpd(bundle.path, method="high", n_threads=threads, n_gpu_layers=0)) as llm:
+        for n_tokens in (32, 64, 128, 256):
+            tokens = list(range(300, 300 + n_tokens))
+            rounds = [_predictor_round(llm, predictor, tokens) for _ in range(15)]
+            prefill, reading, predicting = map(statistics.median, zip(*rounds, strict=True))
+            print(
+                f"| {n_tokens} | {1e3 * prefill:.2f} | {1e3 * reading:.3f} | {1e3 * predicting:.3f} "
+                f"| {(reading + predicting) / prefill:.2%} |"
+            )
+    print()
+
+
+def _predictor_round(llm: Pmpd, predictor: Predictor, tokens: list[int]) -> tuple[float, float, float]:
+    llm.reset()
+    start = perf_counter()
+    llm.eval(tokens)
+    float(llm.logits()[0])  # waits for a GPU
+    evaluated = perf_counter()
+    keys, values = llm.keys_values(predictor.layer)
+    read = perf_counter()
+    predictor.probabilities(predictor.pairs[0], keys, values)
+    return evaluated - start, read - evaluated, perf_counter() - read
+
+
 def run(args: argparse.Namespace, name: str, title: str) -> None:
     folder = args.work / name
     if not folder.is_dir():
@@ -196,6 +286,18 @@ def run(args: argparse.Namespace, name: str, title: str) -> None:
     options = Options(objective="bpw", n_threads=args.threads, parallel=args.parallel, n_gpu_layers=0)
     say(f"{name}: calibrating")
     found = calibrate(bundle, validation, options, lambda label, fraction: None)
+    say(f"{name}: training")
+    training = tasks.read(task, args.data / "multi30k.train.jsonl.gz", args.limit or TRAINING)
+    with closing(Pmpd(folder, method="high", n_threads=1)) as llm:
+        prompts = prompts_of(llm, training)
+    training_options = train.Options(
+        pairs=((bundle.precisions[0], bundle.precisions[-1]),),
+        max_new_tokens=LEARNED_LENGTH,
+        parallel=args.parallel,
+        n_threads=args.threads,
+        n_gpu_layers=0,
+    )
+    bundle, reports = train.train_scheduler(found.bundle, prompts, training_options)
     print(f"## {title}\n")
     print(f"Chosen on the {len(validation.examples)} sentences of the validation set, at a tolerance of 1%:\n")
     print_calibration(found)
@@ -210,7 +312,12 @@ def run(args: argparse.Namespace, name: str, title: str) -> None:
         judge = Judge(bundle, found, test, batch, store)
         print(f"On the {len(test.examples)} sentences of test_2016, which were not used for choosing:\n")
         print_test(judge, found.found.chosen, bundle)
-    print()
+        print(LEARNED.format(n_prompts=len(prompts)))
+        print_training(reports)
+        print("What asking it takes, once an answer:\n")
+        print_predictor_cost(bundle, args.threads)
+        print("And on test_2016, beside static schedules of about the same bits:\n")
+        print_learned(judge, bundle)
 
 
 def print_curve(judge: Judge, bundle: Bundle) -> None:
@@ -238,6 +345,13 @@ def main() -> None:
     run(args, "multi30k-de-en", "German to English")
     run(args, "multi30k-fr-en", "French to English")
 
+
+LEARNED = """### Learned
+
+Trained on {n_prompts} prompts of the training set. "Right" is how often the likeliest class is the label, on prompts
+that the network has not seen, beside the commonest class and a draw from the labels' frequencies; the high share (of 48
+steps) is what it chooses at a confidence of 0.8 and how often that is enough, beside the one constant share for all.
+"""
 
 HEAD = """# What stepping down loses
 
