@@ -1,4 +1,4 @@
-"""Stops the library while it computes: on request, from any thread, and on Ctrl-C."""
+"""Stops the library while it computes: on request, from any thread, and on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ class Abort:
 
     @contextmanager
     def enabled(self, ctx: Any) -> Iterator[None]:
-        """Let requests and Ctrl-C reach evaluations of `ctx`; what Ctrl-C's handler raises is raised at the end.
+        """Let requests, Ctrl-C and SIGTERM reach evaluations of `ctx`; what their handlers raise is raised at the end.
 
         The library asks the callback at every operation of the graph: too often for decode steps, which are short
         anyway. A handler runs inside the callback, where an exception would be lost, so it is kept until then.
         """
         raised: list[BaseException] = []
-        handler = signal.getsignal(signal.SIGINT)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def keep(number: int, frame: FrameType | None) -> None:
+            handler = handlers[signal.Signals(number)]
             assert callable(handler)
             try:
                 handler(number, frame)
@@ -52,15 +53,17 @@ class Abort:
                 raised.append(interrupt)
                 self.request()
 
-        guarded = callable(handler) and threading.current_thread() is threading.main_thread()
-        if guarded:
-            signal.signal(signal.SIGINT, keep)
+        guarded = {number: handler for number, handler in handlers.items() if callable(handler)}
+        if threading.current_thread() is not threading.main_thread():
+            guarded = {}
+        for number in guarded:
+            signal.signal(number, keep)
         self._llama_cpp.llama_set_abort_callback(ctx, self._callback, None)
         try:
             yield
         finally:
             self._llama_cpp.llama_set_abort_callback(ctx, self._llama_cpp.ggml_abort_callback(), None)
-            if guarded:
-                signal.signal(signal.SIGINT, handler)
+            for number, handler in guarded.items():
+                signal.signal(number, handler)
             if raised:
                 raise raised[0] from None

@@ -1,7 +1,7 @@
 """Many answers at once in one context, each at its own precision: for calibration, training and evaluation.
 
 Every sequence has a scheduler of its own. At each step the sequences that are due at the same precision are evaluated
-together, so a step reads each level's weights once, however many answers need them. Tokens are the likeliest ones.
+together, so that the weights are read once for them. Tokens are the likeliest ones.
 It knows nothing about messages, metrics or files.
 """
 
@@ -10,14 +10,16 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pmpd_edge import native
+from pmpd_edge import __version__, device, native
+from pmpd_edge.abort import Abort
 from pmpd_edge.cpu import default_threads
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.levels import Levels, load_model
@@ -85,6 +87,9 @@ class Batch:
         n_threads: by default one for each physical core.
         n_gpu_layers: layers on the GPU; -1 is all of them.
 
+    Attributes:
+        numerics: what the last bits of logits depend on, beside weights and prompts.
+
     Raises:
         BundleError: a file of the bundle does not load.
         PmpdError: the context cannot be made.
@@ -117,6 +122,15 @@ class Batch:
                     f"{bundle.path}: no context of {parallel} x {n_ctx} tokens ({log.reason(error)})",
                     "take a smaller one",
                 ) from None
+        self.numerics = {
+            "versions": [__version__, llama_cpp.__version__],
+            "device": device.describe(),
+            "threads": int(llama_cpp.llama_n_threads(self._context.ctx)),
+            "n_gpu_layers": n_gpu_layers,
+            "parallel": parallel,
+            "n_ctx": n_ctx,
+        }
+        self._abort = Abort()
         self.levels = Levels(bundle, self._context, self._model)
         self.vocab = self._model.vocab
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
@@ -207,7 +221,8 @@ class Batch:
 
     def _step(self, running: Sequence[_Sequence]) -> None:
         """One token for each sequence, level by level."""
-        due = sorted(running, key=lambda sequence: -sequence.choose())
+        # llama.cpp evaluates sequences together that follow each other in their numbers.
+        due = sorted(running, key=lambda sequence: (-sequence.choose(), sequence.seq_id))
         for precision, group in itertools.groupby(due, key=lambda sequence: sequence.precision):
             members = list(group)
             self.levels.put(precision)
@@ -230,6 +245,13 @@ class Batch:
         with native.captured_log() as log:
             if result := llama_cpp.llama_decode(self._context.ctx, batch):
                 raise PmpdError(f"the evaluation failed: {log.reason(f'llama_decode returned {result}')}")
+
+    @contextmanager
+    def abortable(self) -> Iterator[None]:
+        """Let Ctrl-C reach the evaluations within."""
+        self._abort.clear()
+        with self._abort.enabled(self._context.ctx):
+            yield
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """A copy of a row of the last evaluation, `[n_vocab]`."""
@@ -261,15 +283,18 @@ class _Sequence:
     def prefill(self) -> None:
         """Evaluate the prompt, and take the first token; a prompt that does not fit ends the answer at once."""
         job, prompt = self._job, list(self._job.prompt)
+        if not prompt:
+            raise PmpdError("an empty prompt", "give at least one token")
         if len(prompt) > self._batch.n_ctx:
             self.answer.finish, self.done = "context", True
             return
         self._batch.levels.load(job.prefill, *job.scheduler.precisions)
         self._batch.levels.put(job.prefill)
-        for at in range(0, len(prompt), CHUNK):
-            chunk = prompt[at : at + CHUNK]
-            rows = [(token, at + i, self.seq_id) for i, token in enumerate(chunk)]
-            self._batch.decode(rows, logits=[len(rows) - 1])
+        with self._batch.abortable():
+            for at in range(0, len(prompt), CHUNK):
+                chunk = prompt[at : at + CHUNK]
+                rows = [(token, at + i, self.seq_id) for i, token in enumerate(chunk)]
+                self._batch.decode(rows, logits=[len(rows) - 1])
         self.take(len(prompt), self._batch.logits(-1))
         if not self.done:
             job.scheduler.start(self)

@@ -417,9 +417,9 @@ def _check_consistency(bundle: Bundle) -> None:
 
 
 def _check_files(bundle: Bundle) -> None:
-    for extra in (bundle.imatrix, bundle.predictor):
-        if extra and not (bundle.path / extra.file).is_file():
-            raise BundleError(f"{bundle.path / extra.file}: No such file or directory", CONVERT_AGAIN)
+    # A predictor is looked for where it is used: without it, a new one can be trained.
+    if bundle.imatrix and not (bundle.path / bundle.imatrix.file).is_file():
+        raise BundleError(f"{bundle.path / bundle.imatrix.file}: No such file or directory", CONVERT_AGAIN)
     for name, file in bundle.files.items():
         path = bundle.path / name
         try:
@@ -468,3 +468,23 @@ def write(bundle: Bundle) -> None:
     partial = bundle.path / (MANIFEST + ".partial")
     partial.write_text(json.dumps(to_document(bundle), indent=1) + "\n", encoding="utf-8")
     os.replace(partial, bundle.path / MANIFEST)
+
+
+def check_writable(bundle: Bundle) -> None:
+    """Raise BundleError where nothing can be written into the bundle: before hours of work, not after them."""
+    if not os.access(bundle.path, os.W_OK):
+        raise BundleError(f"{bundle.path}: not writable", "copy the bundle to a place of yours and work on that")
+
+
+def update(bundle: Bundle, **changes: Any) -> Bundle:
+    """Write changes into the manifest as it is now: somebody else may have changed other things since it was loaded.
+
+    Raises:
+        BundleError: the weights are no longer those of `bundle`.
+    """
+    now = load(bundle.path)
+    if now.fingerprint != bundle.fingerprint:
+        raise BundleError(f"{bundle.path}: replaced by another bundle while this ran", "run it again")
+    changed = dataclasses.replace(now, **changes)
+    write(changed)
+    return changed

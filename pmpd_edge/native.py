@@ -64,6 +64,22 @@ def program(name: str) -> Path:
     return path
 
 
+def library(name: str) -> Any:
+    """A library that lies beside llama.cpp's: `pmpd`, `ggml`, `ggml-base`.
+
+    Raises:
+        NativeError: it is not there.
+    """
+    load()  # sets the path
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    directory = Path(os.environ[LIB_PATH])
+    try:
+        return load_shared_library(name, directory)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise NativeError(f"{directory}: no library {name} to load ({error})", REINSTALL) from None
+
+
 _imported_here = False
 
 

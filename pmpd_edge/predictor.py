@@ -7,6 +7,7 @@ trained and written in pmpd_edge.calibrate; when to ask it, and what follows fro
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
 from functools import cache
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from pmpd_edge import native
 from pmpd_edge.bundle import sha256_file
-from pmpd_edge.errors import BundleError, NativeError
+from pmpd_edge.errors import BundleError
 
 if TYPE_CHECKING:
     from pmpd_edge.bundle import Bundle
@@ -38,6 +39,7 @@ class Predictor:
         layer: whose K and V it looks at; negative ones count from the end.
         classes: shares of `max_new_tokens`, rising.
         max_new_tokens: of the answers that it was trained on.
+        steps: the number of high steps of each class; without end where the share is 1.
         pairs: (high, low) precisions.
         priors: for each pair, how often each class was right in training.
     """
@@ -59,6 +61,7 @@ class Predictor:
         self.layer: int = self._get("layer")
         self.classes: tuple[float, ...] = tuple(self._get("classes")[:n_classes])
         self.max_new_tokens: int = self._get("max_new_tokens")
+        self.steps = tuple(math.inf if share == 1 else round(share * self.max_new_tokens) for share in self.classes)
         self.pairs: tuple[tuple[int, int], ...] = tuple(
             (self._get("high", i), self._get("low", i)) for i in range(n_pairs)
         )
@@ -109,7 +112,7 @@ def of_bundle(bundle: Bundle) -> Predictor:
     """Load a bundle's predictor.
 
     Raises:
-        BundleError: it has none, or one that is damaged or was trained for other weights.
+        BundleError: it has none, or one that is damaged or was trained for other weights or another prefill.
         NativeError: the library is missing.
     """
     if not bundle.predictor:
@@ -117,9 +120,13 @@ def of_bundle(bundle: Bundle) -> Predictor:
             f"{bundle.path}: no predictor", "train one with 'pmpd-edge train-scheduler', or choose another scheduler"
         )
     path = bundle.path / bundle.predictor.file
+    if not path.is_file():
+        raise BundleError(f"{path}: No such file or directory", TRAIN_AGAIN)
     predictor = Predictor.load(path)
     if predictor.fingerprint != bundle.fingerprint:
         raise BundleError(f"{path}: trained for other weights than the bundle's", TRAIN_AGAIN)
+    if bundle.predictor.training.get("prefill", bundle.prefill) != bundle.prefill:
+        raise BundleError(f"{path}: trained on prompts at another precision than {bundle.prefill}", TRAIN_AGAIN)
     if sha256_file(path) != bundle.predictor.sha256:
         raise BundleError(f"{path}: damaged (its SHA-256 is not the manifest's)", TRAIN_AGAIN)
     return predictor
@@ -127,15 +134,8 @@ def of_bundle(bundle: Bundle) -> Predictor:
 
 @cache
 def _library() -> Any:
-    """libpmpd, from where llama.cpp's libraries lie: it reads files with the same ggml."""
-    native.load()  # sets the path, and where it logs to
-    from llama_cpp._ctypes_extensions import load_shared_library
-
-    directory = Path(os.environ[native.LIB_PATH]) if native.LIB_PATH in os.environ else native.installed_dir("lib")
-    try:
-        library = load_shared_library("pmpd", directory)
-    except (FileNotFoundError, RuntimeError) as error:
-        raise NativeError(f"{directory}: no library libpmpd to load ({error})", native.REINSTALL) from None
+    """libpmpd, with its functions declared."""
+    library = native.library("pmpd")
     pointer, int32, floats = ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_float)
     library.pmpd_predictor_load.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
     library.pmpd_predictor_load.restype = pointer

@@ -19,9 +19,8 @@ from time import perf_counter
 import numpy as np
 from random_bundle import make_bundle
 
-from pmpd_edge import Pmpd, cpu
+from pmpd_edge import Pmpd, cpu, device
 from pmpd_edge.batch import Batch, Job
-from pmpd_edge.bench import device
 from pmpd_edge.schedule.spec import make_scheduler
 
 SCHEDULE = "static:8@1,4@16"
@@ -50,12 +49,14 @@ def main() -> None:
 
     bundle = make_bundle(args.work)
     options = {"n_threads": args.threads, "n_gpu_layers": args.n_gpu_layers, "n_ctx": 256}
-    prompts = np.random.default_rng(0).integers(300, 4000, (args.answers, N_PROMPT)).tolist()
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(300, 4000, (args.answers, N_PROMPT)).tolist()
+    lengths = rng.integers(N_NEW // 2, N_NEW + 1, args.answers).tolist()  # as answers differ
 
     def one_by_one(llm: Pmpd) -> int:
         n_tokens = 0
-        for prompt in prompts:
-            for token, _ in zip(llm.generate(prompt, temp=0.0), range(N_NEW), strict=False):
+        for prompt, length in zip(prompts, lengths, strict=True):
+            for token, _ in zip(llm.generate(prompt, temp=0.0), range(length), strict=False):
                 n_tokens += 1
                 if token == llm.token_eos():
                     break
@@ -65,15 +66,14 @@ def main() -> None:
                       n_prompt=N_PROMPT, n_new=N_NEW))  # fmt: skip
     with closing(Pmpd(bundle.path, scheduler=SCHEDULE, **options)) as llm:
         alone = seconds(lambda: one_by_one(llm), args.repeats)
-        n_tokens = one_by_one(llm)
-    print(f"| `Pmpd`, one by one | {n_tokens / alone:.1f} | 1.00 |", flush=True)
+        one = one_by_one(llm) / alone
+    print(f"| `Pmpd`, one by one | {one:.1f} | 1.00 |", flush=True)
     for parallel in (1, 2, 4, 8, 16):
         with Batch(bundle, parallel=parallel, **options) as batch:
-            jobs = [Job(prompt, make_scheduler(SCHEDULE, bundle), 8, N_NEW) for prompt in prompts]
+            jobs = [Job(p, make_scheduler(SCHEDULE, bundle), 8, n) for p, n in zip(prompts, lengths, strict=True)]
             taken = seconds(lambda batch=batch, jobs=jobs: batch.run(jobs), args.repeats)
-            n_tokens = sum(len(answer.tokens) for answer in batch.run(jobs))
-        print(f"| `Batch`, {parallel} at a time | {n_tokens / taken:.1f} | {n_tokens / taken * alone / n_tokens:.2f} |",
-              flush=True)  # fmt: skip
+            several = sum(len(answer.tokens) for answer in batch.run(jobs)) / taken
+        print(f"| `Batch`, {parallel} at a time | {several:.1f} | {several / one:.2f} |", flush=True)
 
 
 HEAD = """# Answering several prompts at a time
@@ -81,8 +81,8 @@ HEAD = """# Answering several prompts at a time
 Made by `python scripts/bench_batch.py --work DIR`.
 
 Machine: {machine}; {threads} threads.
-Random weights, 0.99 billion parameters, Q8_0 and Q4_K. {answers} prompts of {n_prompt} tokens, answers of {n_new},
-{schedule}. Tokens of answers per second, prefill included, medians.
+Random weights, 0.99 billion parameters, Q8_0 and Q4_K. {answers} prompts of {n_prompt} tokens, answers of half of
+{n_new} to {n_new}, {schedule}. Tokens of answers per second, prefill included, medians.
 
 | how | t/s | of one by one |
 |---|---|---|"""

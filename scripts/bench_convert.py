@@ -25,8 +25,7 @@ from time import perf_counter, sleep
 import psutil
 from measure import say
 
-from pmpd_edge import native
-from pmpd_edge.bench import device
+from pmpd_edge import device, native
 from pmpd_edge.convert import imatrix
 
 PRECISIONS = "8,4,2"
@@ -87,7 +86,9 @@ def run(command: Sequence[str | Path], **environment: str) -> Cost:
     """Run a command, and sample the memory of it and all processes that it starts."""
     start, cost = perf_counter(), Cost()
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([str(part) for part in command], env={**os.environ, **environment}, **output)
+    # The installed package, not the sources that may lie here.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", **environment}
+    process = subprocess.Popen([str(part) for part in command], env=environment, **output)
     while process.poll() is None:
         sample(cost, process.pid)
         sleep(0.05)

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from measure import MODEL, N_DECODE, N_PREFILL, Quality, Store, Types, importance, once, speeds
 
-from pmpd_edge import cpu
-from pmpd_edge.bench import device
+from pmpd_edge import cpu, device
 from pmpd_edge.bench.random_model import write_llama
 from pmpd_edge.convert import hf, imatrix, plan
 

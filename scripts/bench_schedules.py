@@ -16,16 +16,15 @@ import math
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from pmpd_edge import Pmpd, cpu
+from pmpd_edge import Pmpd, cpu, device
 from pmpd_edge import bundle as bundles
 from pmpd_edge.batch import Batch
-from pmpd_edge.bench import device
 from pmpd_edge.bundle import Bundle, StaticSchedule, Switch
 from pmpd_edge.calibrate import train
 from pmpd_edge.calibrate.allocation import Allocation, Result
@@ -39,9 +38,10 @@ from pmpd_edge.schedule.confidence import ConfidenceScheduler
 from pmpd_edge.schedule.learned import LearnedScheduler, RandomScheduler
 from pmpd_edge.schedule.patterns import PATTERNS, PatternScheduler
 from pmpd_edge.schedule.spec import format_switches
-from pmpd_edge.schedule.static import StaticScheduler
 
 SHARES = (0, 1 / 3, 2 / 3, 1)  # of an answer's steps, that the random control draws from
+TITLES = {"multi30k-de-en": "German to English", "multi30k-fr-en": "French to English"}
+SURE = (0.5, 0.9)  # the first one's choice has controls
 CONFIDENCES = (0.5, 0.8, 0.95)
 TRAINING = 2000  # prompts
 LEARNED_LENGTH = 48  # tokens that shares are of: longer than nearly all answers
@@ -80,6 +80,11 @@ class Judge:
         schedule = StaticSchedule(tuple(Switch(*switch) for switch in switches), self._length)
         return self.allocation.measure(prefill, schedule)
 
+    def again(self, result: Result) -> Result:
+        """The result of another data set's schedule on this one."""
+        switches = tuple((switch.step, switch.precision) for switch in result.schedule.switches)
+        return self.static(result.prefill, *switches)
+
     def steps_for(self, bits: float, high: int, low: int) -> int:
         """The number of high steps with which a static schedule comes closest to an average bitwidth."""
 
@@ -89,8 +94,7 @@ class Judge:
         return min(range(max(self.lengths) + 1), key=lambda n: abs(average(n) - bits))
 
     def answers(self, result: Result) -> list[Kept]:
-        name = f"static:{format_switches(result.schedule)}"
-        return self._answers.make(name, result.prefill, lambda _: StaticScheduler(result.schedule))
+        return self.allocation.answers(result.prefill, result.schedule)
 
     def other(self, name: str, like: Result, make: Callable[[int], Scheduler]) -> Result:
         """The result of a schedule that is not static; prefill as `like`'s."""
@@ -144,16 +148,17 @@ def print_latency(found: Calibration, judge: Judge) -> None:
     print()
 
 
-def print_test(judge: Judge, chosen: Result, bundle: Bundle) -> None:
+def print_test(judge: Judge, found: Mapping[float, Calibration], bundle: Bundle) -> None:
     low = bundle.precisions[-1]
     print("| schedule | bits | bpw | BLEU | loss, % |")
     print("|---|---|---|---|---|")
     print_result(f"all at {bundle.precisions[0]}", judge.high)
     for precision in bundle.precisions[1:]:
         print_result(f"all at {precision}, prefill too", judge.static(precision, (1, precision)))
-    switches = tuple((switch.step, switch.precision) for switch in chosen.schedule.switches)
-    static = judge.static(chosen.prefill, *switches)
-    print_result(f"**static {format_switches(chosen.schedule)}**", static)
+    chosen = {sure: judge.again(calibration.found.chosen) for sure, calibration in found.items()}
+    for sure, static in chosen.items():
+        print_result(f"**static {format_switches(static.schedule)}**, {sure:.0%} sure", static)
+    static = chosen[SURE[0]]
     print_controls(judge, static)
     ladder = tuple(precision for precision in bundle.precisions)
     confidence = judge.other(
@@ -184,7 +189,6 @@ def print_learned(judge: Judge, bundle: Bundle) -> None:
     """The learned scheduler beside its control, and beside static schedules that spend the same bits."""
     predictor = of_bundle(bundle)
     pair = predictor.pairs[0]
-    steps = [round(share * predictor.max_new_tokens) for share in predictor.classes]
     like = replace(judge.high, prefill=bundle.precisions[0])
     key = predictor.path.read_bytes()
     print("| schedule | bits | bpw | BLEU | loss, % |")
@@ -201,7 +205,8 @@ def print_learned(judge: Judge, bundle: Bundle) -> None:
         switches = [(1, pair[0]), (1 + n, pair[1])] if n else [(1, pair[1])]
         print_result(f"static, {n} steps", judge.static(like.prefill, *switches))
     prior = predictor.priors[pair]
-    drawn = judge.other(f"random prior {prior} {steps}", like, lambda _: RandomScheduler(pair, steps, prior))
+    name = f"random prior {prior} {predictor.steps}"
+    drawn = judge.other(name, like, lambda _: RandomScheduler(pair, predictor.steps, prior))
     print_result("random, by the labels' frequencies", drawn)
     print()
 
@@ -285,39 +290,47 @@ def run(args: argparse.Namespace, name: str, title: str) -> None:
     test = tasks.read(task, args.data / "multi30k.test_2016.jsonl.gz", args.limit)
     options = Options(objective="bpw", n_threads=args.threads, parallel=args.parallel, n_gpu_layers=0)
     say(f"{name}: calibrating")
-    found = calibrate(bundle, validation, options, lambda label, fraction: None)
+    found = {sure: calibrate(bundle, validation, replace(options, sure=sure)) for sure in SURE}
     say(f"{name}: training")
-    training = tasks.read(task, args.data / "multi30k.train.jsonl.gz", args.limit or TRAINING)
-    with closing(Pmpd(folder, method="high", n_threads=1)) as llm:
-        prompts = prompts_of(llm, training)
-    training_options = train.Options(
-        pairs=((bundle.precisions[0], bundle.precisions[-1]),),
-        max_new_tokens=LEARNED_LENGTH,
-        parallel=args.parallel,
-        n_threads=args.threads,
-        n_gpu_layers=0,
-    )
-    bundle, reports = train.train_scheduler(found.bundle, prompts, training_options)
+    prompts, bundle, reports = train_learned(args, name, found[SURE[0]].bundle)
     print(f"## {title}\n")
     print(f"Chosen on the {len(validation.examples)} sentences of the validation set, at a tolerance of 1%:\n")
-    print_calibration(found)
+    print_calibration(found[SURE[0]])
+    for sure in SURE[1:]:
+        chosen = found[sure].found.chosen
+        print(f"With `--sure {sure}`: prefill {chosen.prefill}, {format_switches(chosen.schedule)}.\n")
     store = Store(folder / "test.jsonl")
     with Batch(bundle, n_ctx=512, parallel=args.parallel, n_threads=args.threads, n_gpu_layers=0) as batch:
         say(f"{name}: the whole curve")
-        judge = Judge(bundle, found, validation, batch, store)
+        judge = Judge(bundle, found[SURE[0]], validation, batch, store)
         print_curve(judge, bundle)
         print("What prefill at the highest level costs, by the levels' speeds on this machine:\n")
-        print_latency(found, judge)
+        print_latency(found[SURE[0]], judge)
         say(f"{name}: the test set")
-        judge = Judge(bundle, found, test, batch, store)
+        judge = Judge(bundle, found[SURE[0]], test, batch, store)
         print(f"On the {len(test.examples)} sentences of test_2016, which were not used for choosing:\n")
-        print_test(judge, found.found.chosen, bundle)
+        print_test(judge, found, bundle)
         print(LEARNED.format(n_prompts=len(prompts)))
         print_training(reports)
         print("What asking it takes, once an answer:\n")
         print_predictor_cost(bundle, args.threads)
         print("And on test_2016, beside static schedules of about the same bits:\n")
         print_learned(judge, bundle)
+
+
+def train_learned(args: argparse.Namespace, name: str, bundle: Bundle) -> tuple[list[list[int]], Bundle, list[Report]]:
+    """Train the learned scheduler on the training set's prompts."""
+    rows = tasks.read(tasks.make_task(name), args.data / "multi30k.train.jsonl.gz", args.limit or TRAINING)
+    with closing(Pmpd(bundle.path, method="high", n_threads=1)) as llm:
+        prompts = prompts_of(llm, rows)
+    options = train.Options(
+        pairs=((bundle.precisions[0], bundle.precisions[-1]),),
+        max_new_tokens=LEARNED_LENGTH,
+        parallel=args.parallel,
+        n_threads=args.threads,
+        n_gpu_layers=0,
+    )
+    return prompts, *train.train_scheduler(bundle, prompts, options)
 
 
 def print_curve(judge: Judge, bundle: Bundle) -> None:
@@ -337,13 +350,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="directory of the sentences")
     parser.add_argument("--work", type=Path, required=True, help="directory for bundles and answers, kept")
     parser.add_argument("--limit", type=int, help="sentences of each set; by default all")
+    parser.add_argument("--tasks", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--threads", type=int, default=cpu.default_threads())
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     print(HEAD.format(machine=device.describe(), threads=args.threads))
-    run(args, "multi30k-de-en", "German to English")
-    run(args, "multi30k-fr-en", "French to English")
+    for name in args.tasks:
+        run(args, name, TITLES[name])
 
 
 LEARNED = """### Learned

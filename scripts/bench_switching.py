@@ -29,8 +29,7 @@ from time import perf_counter
 import numpy as np
 from random_bundle import make_bundle
 
-from pmpd_edge import Pmpd, bundle
-from pmpd_edge.bench import device
+from pmpd_edge import Pmpd, bundle, device
 
 N_CTX = 1024
 N_DECODE, N_RUNS = 64, 2

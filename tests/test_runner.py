@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -70,6 +71,21 @@ def test_a_user_written_scheduler(llm):
     assert llm.stats.precisions == [8, 2, 8, 2, 8, 2]
     assert [step for step, _, _ in scheduler.seen] == [0, 1, 2, 3, 4, 5]
     assert [n for _, n, _ in scheduler.seen] == [len(tokens)] + [len(tokens) + i for i in range(5)]
+
+
+@pytest.mark.parametrize("spec", ["static", "confidence", "random:3", "alternate:0.1"])
+def test_the_same_seed_gives_the_same_tokens_and_switches(spec):
+    """In two processes' worth of models, and again after another answer."""
+    found = []
+    for _ in range(2):
+        other = Pmpd(scheduler=spec, n_threads=1)
+        for text in (SENTENCES[0], SENTENCES[1], SENTENCES[0]):
+            other.set_seed(7)
+            tokens = list(itertools.islice(other.generate(prompt(other, text), temp=1.5, top_k=0), 16))
+            found.append((tokens, list(other.stats.precisions)))
+        other.close()
+    assert found[0] == found[2] == found[3] == found[5]
+    assert found[1] == found[4] != found[0]
 
 
 def test_leaving_an_answer_and_asking_again(llm):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,8 +175,7 @@ def test_wrong_patterns():
 class Prophet:
     """A predictor that says what it is told."""
 
-    layer, classes, max_new_tokens, pairs = -1, (0.0, 0.25, 0.5, 1.0), 40, ((8, 2),)
-    fingerprint = ""
+    layer, steps, pairs = -1, (0, 10, 20, math.inf), ((8, 2),)
 
     def __init__(self, *probabilities):
         self._probabilities = probabilities
@@ -194,9 +196,9 @@ class WithCache(Prefilled):
         ((0.9, 0.1, 0.0, 0.0), 0.8, 0),
         ((0.6, 0.1, 0.2, 0.1), 0.8, 20),
         ((0.6, 0.1, 0.2, 0.1), 0.5, 0),
-        ((0.6, 0.1, 0.2, 0.1), 0.95, 40),
-        ((0.0, 0.0, 0.0, 1.0), 1.0, 40),
-        ((0.1, 0.1, 0.1, 0.69), 1.0, 40),
+        ((0.6, 0.1, 0.2, 0.1), 0.95, 42),
+        ((0.0, 0.0, 0.0, 1.0), 1.0, 42),
+        ((0.1, 0.1, 0.1, 0.69), 1.0, 42),
     ],
 )
 def test_learned_takes_the_smallest_class_that_is_enough_with_confidence(probabilities, confidence, high_steps):
@@ -243,6 +245,16 @@ def test_a_scheduler_of_ones_own_is_found_beside_the_user(default, tmp_path, mon
     assert precisions(make_scheduler("my_schedulers:Calm", default), 4) == [8, 8, 4, 4]
     with pytest.raises(PmpdError, match="no level of precision 7"):
         make_scheduler("my_schedulers:Wrong", default)
+
+
+def test_the_scheduler_in_the_documentation(default, tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "schedules.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n# margins.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "margins.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    scheduler = make_scheduler("margins:Margin", default)
+    scheduler.start(Prefilled())
+    assert [scheduler.next(1, Prefilled(logits)) for logits in ((0, 1, 2), (9, 1, 2))] == [8, 2]
 
 
 def test_two_levels_are_the_ends_of_the_bundles_schedule(default):

@@ -10,12 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from pmpd_edge.bench.speed import Speed
 from pmpd_edge.bundle import StaticSchedule, Switch
 from pmpd_edge.calibrate.answers import Answers, Kept
 from pmpd_edge.calibrate.search import smallest
+from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate.metrics import Bootstrap, Floats, Loss, Metric, Score
 from pmpd_edge.schedule.spec import format_switches
 from pmpd_edge.schedule.static import StaticScheduler
@@ -53,6 +56,7 @@ class Result:
         loss: against the reference.
         average_bitwidth: mean nominal precision over all decode steps.
         average_bpw: likewise, real bits per weight.
+        steps: decode steps of an answer, on average.
         seconds: of a decode step, on average, by the levels' measured speeds.
         cut: answers that ended at the length or context limit.
     """
@@ -63,6 +67,7 @@ class Result:
     loss: Loss
     average_bitwidth: float
     average_bpw: float
+    steps: float
     seconds: float
     cut: int
 
@@ -87,33 +92,34 @@ class Curve:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that calibration found; `chosen` is what it recommends."""
+    """Everything that calibration found; `chosen` is what it recommends.
+
+    Attributes:
+        within: whether `chosen` is within the tolerance; with a prefill of the user's it may be that nothing is.
+    """
 
     reference: Result
     pairs: tuple[Result, ...]
     curves: tuple[Curve, ...]
     chosen: Result
+    within: bool
 
 
-def costs(
-    precisions: Sequence[int], seconds: Mapping[int, float], bpw: Mapping[int, float], objective: str
-) -> list[LevelCost]:
+def costs(speeds: Mapping[int, Speed], bpw: Mapping[int, float], objective: str) -> list[LevelCost]:
     """Which levels are of use: each has to cost less than the next higher one that is.
 
     Args:
-        precisions: from the highest to the lowest.
-        seconds: of a decode step.
+        speeds: by precision, from the highest to the lowest, measured by turns.
         bpw: real bits per weight.
         objective: `time` or `bpw`.
     """
     found: list[LevelCost] = []
-    above: LevelCost | None = None
-    for precision in precisions:
-        gain = above.seconds / seconds[precision] if above else 1.0
-        saves = above is None or (gain >= FASTER if objective == "time" else bpw[precision] < above.bpw)
-        level = LevelCost(precision, seconds[precision], bpw[precision], gain, saves)
-        found.append(level)
-        above = level if saves else above
+    above: int | None = None
+    for precision, speed in speeds.items():
+        gain = speed.decode_gain(speeds[above]) if above else 1.0
+        saves = above is None or (gain >= FASTER if objective == "time" else bpw[precision] < bpw[above])
+        found.append(LevelCost(precision, 1 / speed.decode_tokens_per_second, bpw[precision], gain, saves))
+        above = precision if saves else above
     return found
 
 
@@ -151,7 +157,6 @@ class Allocation:
         self._tolerance, self._sure, self._objective = tolerance, sure, objective
         self._max_new_tokens, self._progress = max_new_tokens, progress
         self._bootstrap = Bootstrap(metric, len(references))
-        self._reference_rows: Floats | None = None
 
     def find(self, prefill: int | None = None) -> Found:
         """Measure and choose.
@@ -161,43 +166,61 @@ class Allocation:
         """
         top = self._useful[0]
         reference = self.measure(top, self._schedule((1, top)))
+        if reference.score.value <= 0:
+            raise PmpdError(
+                f"answers at {top} bits score 0, so that nothing can be lost against them",
+                "take another metric (ROUGE-L knows the letters a to z only), or look at the references",
+            )
+        prefills = self._useful if prefill is None else [prefill]
         pairs = [
-            self.measure(first, self._schedule((1, then))) for first, then in itertools.product(self._useful, repeat=2)
+            self.measure(first, self._schedule((1, then))) for first, then in itertools.product(prefills, self._useful)
         ]
-        allowed = [pair for pair in pairs if prefill in (None, pair.prefill) and self._is_enough(pair)]
-        if prefill is not None and not allowed:
-            allowed = [pair for pair in pairs if pair.prefill == prefill and _begins(pair) == top]
+        allowed = [pair for pair in pairs if self._is_enough(pair)] or [pairs[0]]  # decoded at the highest level
         # Among the quickest to decode the highest prefill: what it costs is paid once.
         start = min(allowed, key=lambda pair: (self._cost(pair), -pair.prefill))
         curves, chosen = self._step_down(start)
-        return Found(reference, tuple(pairs), tuple(curves), chosen)
+        return Found(reference, tuple(pairs), tuple(curves), chosen, self._is_enough(chosen))
+
+    def answers(self, prefill: int, schedule: StaticSchedule) -> list[Kept]:
+        """The answers under a schedule."""
+        name = format_switches(schedule)
+        label = f"prefill {prefill}, {name}"
+        return self._answers.make(
+            f"static:{name}",
+            prefill,
+            lambda _: StaticScheduler(schedule),
+            lambda fraction: self._progress(label, fraction),
+        )
 
     def measure(self, prefill: int, schedule: StaticSchedule) -> Result:
         """What answers under a schedule are worth and cost."""
-        name = f"static:{format_switches(schedule)}"
-        label = f"prefill {prefill}, {format_switches(schedule)}"
-        kept = self._answers.make(
-            name, prefill, lambda _: StaticScheduler(schedule), lambda fraction: self._progress(label, fraction)
-        )
-        return self.judge(kept, prefill, schedule)
+        return self.judge(self.answers(prefill, schedule), prefill, schedule)
 
     def judge(self, kept: Sequence[Kept], prefill: int, schedule: StaticSchedule) -> Result:
         """The result of answers that are there."""
-        rows = self._metric.rows([answer.text for answer in kept], self._references)
-        if self._reference_rows is None:  # the first that is measured
-            self._reference_rows = rows
+        rows = self._rows(kept)
         steps = np.array([p for answer in kept for p in answer.decode_precisions] or [prefill])
         counts = {int(p): float(n) / len(steps) for p, n in zip(*np.unique(steps, return_counts=True), strict=True)}
         return Result(
             prefill=prefill,
             schedule=schedule,
             score=self._bootstrap.score(rows),
-            loss=self._bootstrap.loss(rows, self._reference_rows, self._tolerance),
+            loss=self._bootstrap.loss(rows, self._reference, self._tolerance),
             average_bitwidth=sum(p * share for p, share in counts.items()),
             average_bpw=sum(self._levels[p].bpw * share for p, share in counts.items()),
+            steps=len(steps) / len(kept),
             seconds=sum(self._levels[p].seconds * share for p, share in counts.items()),
             cut=sum(answer.finish != "stop" for answer in kept),
         )
+
+    @cached_property
+    def _reference(self) -> Floats:
+        """Statistics of the answers at the highest level, which everything is compared with."""
+        top = self._useful[0]
+        return self._rows(self.answers(top, self._schedule((1, top))))
+
+    def _rows(self, kept: Sequence[Kept]) -> Floats:
+        return self._metric.rows([answer.text for answer in kept], self._references)
 
     def _step_down(self, start: Result) -> tuple[list[Curve], Result]:
         """Curves for one level after the other below `start`'s, and the cheapest result that is within the tolerance.
@@ -205,19 +228,20 @@ class Allocation:
         Each level is tried after the best that was found above it, and straight after `start`.
         """
         curves: list[Curve] = []
-        best, longest = start, self._longest(start)
+        best = start
         for low in self._useful[self._useful.index(_begins(start)) + 1 :]:
             for before in dict.fromkeys((best.schedule, start.schedule)):
-                curve = self._curve(start.prefill, before, low, longest)
+                curve = self._curve(start.prefill, before, low)
                 curves.append(curve)
                 end = curve.points.get(curve.steps)  # none where not even the last step may be lower
                 if end and self._cost(end) < self._cost(best):
                     best = end
         return curves, best
 
-    def _curve(self, prefill: int, before: StaticSchedule, low: int, longest: int) -> Curve:
+    def _curve(self, prefill: int, before: StaticSchedule, low: int) -> Curve:
         switches = before.switches
         last = switches[-1]
+        longest = max(len(answer.decode_precisions) for answer in self.answers(prefill, before))
         points: dict[int, Result] = {}
 
         def enough(steps: int) -> bool:
@@ -226,20 +250,16 @@ class Allocation:
             points[steps] = points.get(steps) or self.measure(prefill, schedule)
             return self._is_enough(points[steps])
 
-        steps = smallest(enough, longest - last.step + 1)
+        steps = smallest(enough, max(0, longest - last.step + 1))
         return Curve(last.precision, low, steps, last.step, dict(sorted(points.items())))
-
-    def _longest(self, result: Result) -> int:
-        name = f"static:{format_switches(result.schedule)}"
-        kept = self._answers.make(name, result.prefill, lambda _: StaticScheduler(result.schedule))
-        return max(len(answer.decode_precisions) for answer in kept)
 
     def _is_enough(self, result: Result) -> bool:
         """The reference is within its own tolerance, whatever the resamples."""
         return result.loss.value <= self._tolerance and result.loss.within >= self._sure
 
     def _cost(self, result: Result) -> float:
-        return result.seconds if self._objective == "time" else result.average_bpw
+        """Of a whole answer: a schedule under which answers ramble on is no cheaper for its cheap steps."""
+        return result.steps * (result.seconds if self._objective == "time" else result.average_bpw)
 
     def _schedule(self, *switches: tuple[int, int]) -> StaticSchedule:
         return StaticSchedule(tuple(Switch(*switch) for switch in switches), self._max_new_tokens)

@@ -91,7 +91,7 @@ class Answers:
     ) -> None:
         self._store, self._batch, self._prompts = store, batch, prompts
         self._max_new_tokens = max_new_tokens
-        self._inputs = {**inputs, "parallel": batch.parallel, "n_ctx": batch.n_ctx, "max_new_tokens": max_new_tokens}
+        self._inputs = {**inputs, **batch.numerics, "max_new_tokens": max_new_tokens}
 
     def make(
         self,

@@ -240,8 +240,7 @@ class _Labeller:
             "steps": self._steps,
             "max_new_tokens": self._max_new_tokens,
             "tolerance": self._tolerance,
-            "parallel": self._batch.parallel,
-            "n_ctx": self._batch.n_ctx,
+            **self._batch.numerics,
         }
 
     def label(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pmpd_edge import __version__, device
 from pmpd_edge import bundle as bundles
 from pmpd_edge.batch import PARALLEL, Batch
-from pmpd_edge.bench import device, speed
+from pmpd_edge.bench import speed
 from pmpd_edge.bundle import Bundle
 from pmpd_edge.calibrate.allocation import Allocation, Curve, Found, LevelCost, Progress, Result, costs
 from pmpd_edge.calibrate.answers import Answers, Store
@@ -20,7 +20,7 @@ from pmpd_edge.chat_template import render
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate import metrics
 from pmpd_edge.evaluate.tasks import Dataset
-from pmpd_edge.runner import Pmpd
+from pmpd_edge.runner import Pmpd, llama_cpp
 from pmpd_edge.schedule.spec import format_switches
 
 STORE = "calibration.jsonl"
@@ -87,11 +87,11 @@ def calibrate(
     if options.prefill is not None:
         bundle.level(options.prefill)
     metric = metrics.make(dataset.task.metric)
-    store = _open_store(bundle)
+    bundles.check_writable(bundle)
+    store = Store(bundle.path / STORE)
     prompts, speeds = _prepare(bundle, dataset, options, store, progress)
     bpw = {level.precision: bundle.bpw(level) for level in bundle.levels}
-    seconds = {precision: 1 / found.decode_tokens_per_second for precision, found in speeds.items()}
-    levels = costs(bundle.precisions, seconds, bpw, options.objective)
+    levels = costs(speeds, bpw, options.objective)
     max_new_tokens = dataset.task.max_new_tokens or bundle.schedule.max_new_tokens
     n_ctx = min(max(map(len, prompts)) + max_new_tokens, bundle.context_length)
     if (longest := max(map(len, prompts))) >= n_ctx:
@@ -119,15 +119,21 @@ def calibrate(
     return dataclasses.replace(calibration, bundle=_write(calibration))
 
 
-def _open_store(bundle: Bundle) -> Store:
-    path = bundle.path / STORE
-    if not os.access(path if path.exists() else bundle.path, os.W_OK):
-        raise PmpdError(f"{bundle.path}: not writable", "copy the bundle to a place of yours and calibrate that")
-    return Store(path)
-
-
 def _inputs(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     return {"bundle": bundle.fingerprint, "data": dataset.sha256}
+
+
+def _speed_inputs(bundle: Bundle, options: Options, n_threads: int) -> dict[str, Any]:
+    """What decides about the levels' speed; measured anew once a calibration has ended, and not while it goes on."""
+    return {
+        "speed": True,
+        "bundle": bundle.fingerprint,
+        "versions": [__version__, llama_cpp.__version__],
+        "device": device.describe(),
+        "threads": n_threads,
+        "n_gpu_layers": options.n_gpu_layers,
+        "after": bundle.calibration,
+    }
 
 
 def _prepare(
@@ -152,8 +158,7 @@ def _prepare(
             )
             return {str(precision): dataclasses.asdict(level) for precision, level in found.items()}
 
-        inputs = {"bundle": bundle.fingerprint, "device": device.describe(), "threads": llm.n_threads, "speed": True}
-        measured = store.get({**inputs, "n_gpu_layers": options.n_gpu_layers}, measure)
+        measured = store.get(_speed_inputs(bundle, options, llm.n_threads), measure)
     finally:
         llm.close()
     speeds = {
@@ -177,13 +182,10 @@ def prompts_of(llm: Pmpd, dataset: Dataset, progress: Progress = lambda label, f
 
 def _write(calibration: Calibration) -> Bundle:
     """Write what was chosen, and what it was chosen by, into the manifest; and the plot beside it."""
-    chosen = calibration.found.chosen
-    bundle = dataclasses.replace(
-        calibration.bundle, prefill=chosen.prefill, schedule=chosen.schedule, calibration=document(calibration)
-    )
+    bundle, chosen = calibration.bundle, calibration.found.chosen
     draw(calibration.found, calibration.dataset.task.metric, calibration.options.tolerance, bundle.path / PLOT)
-    bundles.write(bundle)
-    return bundle
+    schedule = dataclasses.replace(chosen.schedule, max_new_tokens=bundle.schedule.max_new_tokens)
+    return bundles.update(bundle, prefill=chosen.prefill, schedule=schedule, calibration=document(calibration))
 
 
 def document(calibration: Calibration) -> dict[str, Any]:
@@ -209,6 +211,7 @@ def document(calibration: Calibration) -> dict[str, Any]:
         "pairs": [_result(pair) for pair in found.pairs],
         "curves": [_curve(curve) for curve in found.curves],
         "chosen": _result(found.chosen),
+        "within": found.within,
     }
 
 

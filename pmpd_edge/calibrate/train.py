@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import importlib.util
 import itertools
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def train_scheduler(
         PmpdError: there are too few levels or prompts, or torch is missing.
     """
     _check_installation()
+    bundles.check_writable(bundle)
     pairs = options.pairs or default_pairs(bundle)
     labels.check_pairs(bundle, pairs)
     max_new_tokens = options.max_new_tokens or bundle.schedule.max_new_tokens
@@ -139,7 +141,7 @@ def _read(path: Path) -> str:
             text: str = file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PmpdError(f"{path}: not UTF-8 at byte {error.start}", "convert the file to UTF-8") from None
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise PmpdError(f"{path}: {getattr(error, 'strerror', None) or error}", "give a text file") from None
     return text
 
@@ -179,6 +181,7 @@ def _train(
         tuple(report.pair for report in reports),
         training={
             "prompts": sum(reports[0].counts),
+            "prefill": bundle.prefill,
             "max_new_tokens": max_new_tokens,
             "tolerance": options.tolerance,
             "seed": options.seed,
@@ -186,6 +189,4 @@ def _train(
             "pairs": [{**dataclasses.asdict(report), "verdict": report.verdict} for report in reports],
         },
     )
-    bundle = dataclasses.replace(bundle, predictor=predictor)
-    bundles.write(bundle)
-    return bundle, reports
+    return bundles.update(bundle, predictor=predictor), reports

@@ -99,7 +99,7 @@ class Loss:
     Attributes:
         value: negative where they are better.
         low, high: the interval that holds it in 95% of resamples.
-        within: share of resamples in which it is at most the tolerance.
+        within: share of resamples in which it is at most the tolerance; those in which the others score 0 do not count.
     """
 
     value: float
@@ -139,7 +139,7 @@ class Bootstrap:
         losses = _relative(ours, theirs)
         low, high = self._interval(losses)
         value = _relative(*(np.array(self._metric.score(r.sum(axis=0))) for r in (rows, reference)))
-        return Loss(float(value), low, high, float(np.mean(losses <= tolerance)))
+        return Loss(float(value), low, high, float(np.mean((losses <= tolerance) & (theirs > 0))))
 
     def _resampled(self, rows: Floats) -> Floats:
         return np.array([self._metric.score(total) for total in self._counts @ rows])
@@ -150,6 +150,6 @@ class Bootstrap:
 
 
 def _relative(ours: Floats, theirs: Floats) -> Floats:
-    """Loss in per cent; a reference of zero cannot be lost against."""
+    """Loss in per cent; 0 against a score of zero, which says nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(theirs > 0, 100 * (theirs - ours) / theirs, 0.0)

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import string
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def make_task(name: str | None = None, **changed: Any) -> Task:
     return task
 
 
-def read(task: Task, path: Path, limit: int | None = None, least: int = 1) -> Dataset:
+def read(task: Task, path: Path, limit: int | None = None, least: int = 1, with_references: bool = True) -> Dataset:
     """Read examples from JSON lines, gzipped ones too.
 
     Args:
@@ -97,6 +98,7 @@ def read(task: Task, path: Path, limit: int | None = None, least: int = 1) -> Da
         path: the file.
         limit: the first so many rows; None takes all.
         least: fewer examples are an error.
+        with_references: whether rows need right answers; without, references are empty.
 
     Raises:
         PmpdError: a row is not what the task needs, with its line; or there are too few.
@@ -106,8 +108,11 @@ def read(task: Task, path: Path, limit: int | None = None, least: int = 1) -> Da
         if limit is not None and len(examples) >= limit:
             break
         where = f"{path}, line {number}"
-        prompt, reference = _fill(task.prompt, row, where), _fill(task.reference, row, where)
-        if not reference.strip():
+        prompt = _fill(task.prompt, row, where)
+        reference = _fill(task.reference, row, where) if with_references else ""
+        if not prompt.strip():
+            raise PmpdError(f"{where}: an empty prompt ({task.prompt})", "leave the row out")
+        if with_references and not reference.strip():
             raise PmpdError(f"{where}: an empty reference ({task.reference})", "leave the row out")
         examples.append(Example(prompt, reference))
     if len(examples) < least:
@@ -124,16 +129,16 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if not isinstance(row, dict):
                     raise PmpdError(f"{path}, line {number}: not a JSON object", "give one object a line")
                 yield number, row
     except UnicodeDecodeError:
         raise PmpdError(f"{path}, line {number}: not UTF-8", "convert the file to UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # among them: JSONDecodeError, and numbers of thousands of digits
         raise PmpdError(f"{path}, line {number}: not JSON", "give one JSON object a line") from None
-    except EOFError:
-        raise PmpdError(f"{path}: truncated", "get the file again") from None
+    except (EOFError, zlib.error):
+        raise PmpdError(f"{path}: damaged or truncated", "get the file again") from None
     except OSError as error:
         raise PmpdError(f"{path}: {error.strerror or error}", "give a file of JSON lines") from None
 
@@ -157,4 +162,7 @@ def _fill(template: str, row: Mapping[str, Any], where: str) -> str:
         if not isinstance(row[name], str | int | float):
             raise PmpdError(f"{where}: the field {name!r} is not a text", "name another field")
         parts.append(str(row[name]))
-    return "".join(parts)
+    text = "".join(parts)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PmpdError(f"{where}: half of a character (a lone surrogate)", "leave the row out")
+    return text

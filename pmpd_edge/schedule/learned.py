@@ -21,7 +21,7 @@ class _OneSwitch:
 
     def __init__(self, pair: tuple[int, int]) -> None:
         self.precisions: tuple[int, ...] = pair
-        self.high_steps = 0
+        self.high_steps: float = 0
 
     def next(self, step: int, last: Evaluation) -> int:
         high, low = self.precisions
@@ -49,8 +49,7 @@ class LearnedScheduler(_OneSwitch):
     def start(self, prefill: Evaluation) -> None:
         predictor = self._predictor
         probabilities = predictor.probabilities(self.precisions, *prefill.keys_values(predictor.layer))
-        share = predictor.classes[choose(probabilities, self._confidence)]
-        self.high_steps = round(share * predictor.max_new_tokens)
+        self.high_steps = predictor.steps[choose(probabilities, self._confidence)]
 
 
 def choose(probabilities: Sequence[float], confidence: float) -> int:
@@ -76,7 +75,7 @@ class RandomScheduler(_OneSwitch):
     """
 
     def __init__(
-        self, pair: tuple[int, int], steps: Sequence[int], prior: Sequence[float] | None = None, seed: int = 0
+        self, pair: tuple[int, int], steps: Sequence[float], prior: Sequence[float] | None = None, seed: int = 0
     ) -> None:
         super().__init__(pair)
         self._steps, self._prior, self._seed = steps, prior, seed

@@ -127,8 +127,7 @@ def _learned(bundle: Bundle, argument: str) -> Scheduler:
 
     predictor = of_bundle(bundle)
     name, _, confidence = argument.partition(",")
-    own = _pair(bundle)
-    pair = own if own in predictor.pairs else predictor.pairs[0]
+    pair = _pair(bundle)
     if name:
         high, _, low = name.partition("-")
         pair = int(high), int(low)
@@ -139,13 +138,11 @@ def _random(bundle: Bundle, argument: str) -> Scheduler:
     from pmpd_edge.schedule.learned import RandomScheduler
 
     seed, pair, longest = int(argument or 0), _pair(bundle), bundle.schedule.max_new_tokens
-    if bundle.predictor:
+    if bundle.predictor and pair in bundle.predictor.pairs:
         from pmpd_edge.predictor import of_bundle
 
         predictor = of_bundle(bundle)
-        if pair in predictor.pairs:
-            steps = [round(share * predictor.max_new_tokens) for share in predictor.classes]
-            return RandomScheduler(pair, steps, list(predictor.priors[pair]), seed)
+        return RandomScheduler(pair, predictor.steps, predictor.priors[pair], seed)
     return RandomScheduler(pair, [round(share * longest) for share in _RANDOM_SHARES], seed=seed)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from pmpd_edge.verbs.options import PRECISIONS, Finite, debug, n_gpu_layers, number, threads
-from pmpd_edge.verbs.task import parallel, read_dataset, task_option, task_options
+from pmpd_edge.verbs.task import judge_options, parallel, prompt_options, read_dataset, task_option
 
 
 @click.command()
 @click.argument("bundle")
 @task_option(required=True)
-@task_options
+@prompt_options
+@judge_options
 @number("--tolerance", Finite(0, 100), "Per cent of the highest level's score that may be lost.", default=1.0)
 @number(
     "--sure",

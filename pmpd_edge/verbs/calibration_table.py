@@ -73,10 +73,17 @@ def _curve_rows(curve: Curve) -> list[list[str]]:
 def _choice(calibration: Calibration) -> str:
     chosen, reference = calibration.found.chosen, calibration.found.reference
     cut = f"; {chosen.cut} answers reached the length limit" if chosen.cut else ""
+    missed = "" if calibration.found.within else "\nNothing with this prefill is within the tolerance."
     return (
         f"Chosen: prefill {chosen.prefill}, {format_switches(chosen.schedule)}: {chosen.average_bitwidth:.2f} bits "
-        f"({chosen.average_bpw:.2f} bpw), {reference.seconds / chosen.seconds:.2f} times the speed of "
+        f"({chosen.average_bpw:.2f} bpw), {_gain(calibration):.2f} times the speed of "
         f"{reference.prefill} bits, loss {chosen.loss.value:.2f}% ({chosen.loss.within:.0%} sure that it is at most "
-        f"{calibration.options.tolerance:g}%){cut}\nWritten into {calibration.bundle.path}; "
+        f"{calibration.options.tolerance:g}%){cut}{missed}\nWritten into {calibration.bundle.path}; "
         f"plot: {calibration.bundle.path / PLOT}"
     )
+
+
+def _gain(calibration: Calibration) -> float:
+    """How many times as fast whole answers are decoded."""
+    chosen, reference = calibration.found.chosen, calibration.found.reference
+    return reference.steps * reference.seconds / (chosen.steps * chosen.seconds)

@@ -20,11 +20,11 @@ def task_option(required: bool) -> Callable[[Any], Any]:
         "--task",
         required=required,
         metavar="TASK|FILE",
-        help="Prompts and right answers: JSON lines with the fields prompt and reference, or a task's name.",
+        help=f"Prompts{' and right answers' if required else ''}: a file of JSON lines, or a task's name.",
     )
 
 
-task_options = options(
+prompt_options = options(
     click.option(
         "--data",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -37,13 +37,6 @@ task_options = options(
         help="The message, with a row's fields in braces: 'Translate to English: {de}'.",
         show_default="{prompt}",
     ),
-    click.option("--reference", metavar="TEMPLATE", help="The right answer, likewise.", show_default="{reference}"),
-    click.option(
-        "--metric",
-        type=click.Choice(["bleu", "chrf", "rougeL", "exact"]),
-        help="What answers are scored by.",
-        show_default="rougeL",
-    ),
     click.option(
         "--chat/--plain",
         default=None,
@@ -54,21 +47,23 @@ task_options = options(
     number("--limit", click.IntRange(1), "The first N rows only.", "all"),
 )
 
+judge_options = options(
+    click.option("--reference", metavar="TEMPLATE", help="The right answer, likewise.", show_default="{reference}"),
+    click.option(
+        "--metric",
+        type=click.Choice(["bleu", "chrf", "rougeL", "exact"]),
+        help="What answers are scored by.",
+        show_default="rougeL",
+    ),
+)
+
 parallel = number("--parallel", click.IntRange(1, 64), "Answers at a time.", default=8)
 
 
 def read_dataset(
-    task: str,
-    data: Path | None,
-    prompt: str | None,
-    reference: str | None,
-    metric: str | None,
-    chat: bool | None,
-    max_new_tokens: int | None,
-    limit: int | None,
-    least: int,
+    task: str, data: Path | None, limit: int | None, least: int, with_references: bool = True, **changed: Any
 ) -> Dataset:
-    """The rows that the task options name; raises PmpdError where they are not what they should be."""
+    """The rows that the options name; raises PmpdError where they are not what they should be."""
     from pmpd_edge.evaluate import tasks
 
     named = task in tasks.TASKS
@@ -76,8 +71,5 @@ def read_dataset(
         raise click.UsageError(f"--data goes with a named task: {', '.join(tasks.TASKS)}.")
     if named and not data:
         raise click.UsageError(f"The task {task} needs its rows: --data FILE.")
-    changed = {
-        "prompt": prompt, "reference": reference, "metric": metric, "chat": chat, "max_new_tokens": max_new_tokens,
-    }  # fmt: skip
     made = tasks.make_task(task if named else None, **changed)
-    return tasks.read(made, data or Path(task), limit, least)
+    return tasks.read(made, data or Path(task), limit, least, with_references)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmpd_edge.verbs.options import Finite, debug, n_gpu_layers, number, threads
-from pmpd_edge.verbs.task import parallel, read_dataset, task_option, task_options
+from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, task_option
 
 if TYPE_CHECKING:
     from pmpd_edge.bundle import Bundle
@@ -37,7 +37,7 @@ def _pairs(_: click.Context, __: click.Parameter, value: str | None) -> tuple[tu
     help="A text, the longer the better: prompts are cut out of it; may be gzipped.",
 )
 @task_option(required=False)
-@task_options
+@prompt_options
 @click.option(
     "--pairs",
     metavar="HIGH-LOW,...",
@@ -50,7 +50,7 @@ def _pairs(_: click.Context, __: click.Parameter, value: str | None) -> tuple[tu
 @number(
     "--confidence", Finite(0, 1, min_open=True), "At which the report tells costs; the scheduler's own.", default=0.8
 )
-@number("--seed", click.IntRange(0), "Of the cuts and the training.", default=0)
+@number("--seed", click.IntRange(0, 2**32 - 1), "Of the cuts and the training.", default=0)
 @parallel
 @threads
 @n_gpu_layers
@@ -80,6 +80,8 @@ def train_scheduler(
     """
     if bool(text) + bool(task["task"]) != 1:
         raise click.UsageError("Give either --text FILE or --task.")
+    if text and any(value is not None for key, value in task.items() if key != "max_new_tokens"):
+        raise click.UsageError("--data, --prompt, --chat, --plain and --limit go with --task.")
     from pmpd_edge import bundle as bundles
     from pmpd_edge import cli_ui as ui
     from pmpd_edge.calibrate import train
@@ -100,7 +102,7 @@ def train_scheduler(
         if text:
             made, reports = train.train_scheduler(loaded, text, options, progress)
         else:
-            dataset = read_dataset(**task, least=1)
+            dataset = read_dataset(**task, least=1, with_references=False)
             options = replace(options, max_new_tokens=dataset.task.max_new_tokens)
             made, reports = train.train_scheduler(loaded, _prompts(loaded, dataset), options, progress)
     assert made.predictor

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pmpd_edge.bench.speed import Speed
 from pmpd_edge.calibrate.allocation import Allocation, costs
 from pmpd_edge.calibrate.answers import Kept
+from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate.metrics import make
 
 N, LENGTH = 400, 20
@@ -36,8 +38,13 @@ class MadeUp:
         return kept
 
 
+def speeds(seconds):
+    """Speeds of levels, in three rounds of which one was disturbed."""
+    return {precision: Speed((s,) * 3, (s, 7 * s, s)) for precision, s in seconds.items()}
+
+
 def allocation(answers, *, tolerance=2.0, objective="time", seconds=None, sure=0.5):
-    levels = costs((8, 4, 2), seconds or {8: 4.0, 4: 2.0, 2: 1.0}, BPW, objective)
+    levels = costs(speeds(seconds or {8: 4.0, 4: 2.0, 2: 1.0}), BPW, objective)
     return Allocation(
         answers, ["right"] * N, make("exact"), levels, tolerance=tolerance, sure=sure, objective=objective,
         max_new_tokens=64, progress=lambda label, fraction: None,
@@ -94,12 +101,12 @@ def test_a_low_level_that_is_no_faster_is_not_picked():
     used = {switch.precision for pair in found.pairs for switch in pair.schedule.switches}
     assert used == {8, 4}
     assert [switch.precision for switch in found.chosen.schedule.switches] == [4]
-    assert [level.useful for level in costs((8, 4, 2), slow, BPW, "time")] == [True, True, False]
-    assert [level.useful for level in costs((8, 4, 2), slow, BPW, "bpw")] == [True, True, True]
+    assert [level.useful for level in costs(speeds(slow), BPW, "time")] == [True, True, False]
+    assert [level.useful for level in costs(speeds(slow), BPW, "bpw")] == [True, True, True]
 
 
 def test_a_level_is_compared_with_the_next_useful_one():
-    levels = costs((8, 4, 2), {8: 2.0, 4: 3.0, 2: 1.9}, BPW, "time")
+    levels = costs(speeds({8: 2.0, 4: 3.0, 2: 1.9}), BPW, "time")
     assert [level.useful for level in levels] == [True, False, True]
     assert levels[2].gain == pytest.approx(2.0 / 1.9)
 
@@ -115,6 +122,43 @@ def test_prefill_can_be_given():
     found = allocation(MadeUp(), tolerance=3.0).find(prefill=4)
     assert found.chosen.prefill == 4
     assert {point.prefill for curve in found.curves for point in curve.points.values()} <= {4}
+
+
+def test_a_prefill_of_which_nothing_is_within_the_tolerance_is_told():
+    found = allocation(MadeUp(), tolerance=0.5).find(prefill=2)
+    assert (found.chosen.prefill, found.within) == (2, False)
+    assert [switch.precision for switch in found.chosen.schedule.switches] == [8], "the best that there is"
+    assert allocation(MadeUp(), tolerance=0.5).find().within
+
+
+def test_rounds_are_compared_not_medians():
+    rounds = {8: Speed((1.0,) * 3, (1.0, 2.0, 3.0)), 4: Speed((1.0,) * 3, (0.9, 1.8, 2.7))}
+    assert costs(rounds, BPW, "time")[1].gain == pytest.approx(1 / 0.9)
+
+
+class Rambling(MadeUp):
+    """Answers that end at 2 bits go on for twice as long."""
+
+    def make(self, name, prefill, scheduler, progress=lambda fraction: None):
+        kept = super().make(name, prefill, scheduler, progress)
+        return [
+            Kept(k.text, k.precisions + (2,) * 2 * LENGTH if k.precisions[-1] == 2 else k.precisions, "length")
+            for k in kept
+        ]
+
+
+def test_cheap_steps_do_not_make_longer_answers_cheap():
+    found = allocation(Rambling(), tolerance=100.0).find()
+    assert [switch.precision for switch in found.chosen.schedule.switches] == [4]
+
+
+def test_a_reference_that_scores_nothing_is_refused():
+    class Wrong(MadeUp):
+        def make(self, *arguments, **options):
+            return [Kept("wrong", k.precisions, "stop") for k in super().make(*arguments, **options)]
+
+    with pytest.raises(PmpdError, match="score 0, so that nothing can be lost"):
+        allocation(Wrong()).find()
 
 
 def test_being_surer_takes_more_steps():

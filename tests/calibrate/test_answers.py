@@ -16,9 +16,8 @@ PROMPTS = [[1, i] for i in range(PART + 40)]
 class FakeBatch:
     """Answers as its prompts say, and counts what it was asked."""
 
-    parallel, n_ctx = 4, 64
-
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, parallel: int = 4) -> None:
+        self.numerics = {"parallel": parallel}
         self.asked: list[tuple[int, int]] = []
         self.stop_after = stop_after
 
@@ -60,11 +59,9 @@ def test_other_inputs_are_other_answers(tmp_path, changed):
     assert len(other.asked) == len(PROMPTS)
 
 
-def test_another_batch_size_is_another_answer(tmp_path):
-    """As the last bits of logits depend on it."""
+def test_what_last_bits_depend_on_is_part_of_the_key(tmp_path):
     make(tmp_path / "a.jsonl", FakeBatch())
-    other = FakeBatch()
-    other.parallel = 8
+    other = FakeBatch(parallel=8)
     make(tmp_path / "a.jsonl", other)
     assert len(other.asked) == len(PROMPTS)
 

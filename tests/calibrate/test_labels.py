@@ -28,9 +28,10 @@ class FakeBatch:
     position, and the lower level of a pair with other words, unless it begins after so many high steps.
     """
 
-    n_ctx, parallel = 64, 4
+    n_ctx = 64
 
     def __init__(self, prefill: int = 8, dies_after: int | None = None) -> None:
+        self.numerics = {"threads": 1}
         self.bundle = SimpleNamespace(fingerprint="abc", prefill=prefill, precisions=(8, 4, 2), level=self._level)
         self.runs: list[tuple[tuple[int, ...], int, tuple[int, ...]]] = []
         self.dies_after = dies_after
@@ -194,7 +195,7 @@ def test_labels_are_not_made_again(tmp_path):
     "change",
     [
         {"pairs": [(8, 2), (8, 4)]}, {"max_new_tokens": 11}, {"classes": (0, 0.5, 1)}, {"tolerance": 0.01},
-        {"parallel": 2}, {"n_ctx": 65}, {"fingerprint": "another"}, {"prefill": 4}, {"prompts": prompts_of(4, seed=1)},
+        {"numerics": {"threads": 2}}, {"fingerprint": "another"}, {"prefill": 4}, {"prompts": prompts_of(4, seed=1)},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -203,8 +204,7 @@ def test_labels_of_anything_else_are_not_taken_for_these(tmp_path, change):
     arguments = {"prompts": prompts_of(4)}
     labelled(FakeBatch(), path=path, **arguments)
     batch = FakeBatch()
-    for name in ("parallel", "n_ctx"):
-        setattr(batch, name, change.pop(name, getattr(batch, name)))
+    batch.numerics = change.pop("numerics", batch.numerics)
     for name in ("fingerprint", "prefill"):
         setattr(batch.bundle, name, change.pop(name, getattr(batch.bundle, name)))
     labelled(batch, path=path, **(arguments | change))

@@ -72,7 +72,8 @@ def test_chooses_and_writes_into_the_manifest(copy: Path, data: Path) -> None:
     assert after.calibration == found
     assert found["chosen"]["prefill"] == after.prefill
     assert found["chosen"]["schedule"] == ",".join(f"{s.precision}@{s.step}" for s in after.schedule.switches)
-    assert after.schedule.max_new_tokens == 24
+    assert after.schedule.max_new_tokens == before.schedule.max_new_tokens, "the task's limit is not the bundle's"
+    assert found["within"] is True
     assert (after.files, after.levels, after.imatrix) == (before.files, before.levels, before.imatrix)
     assert (copy / PLOT).read_bytes().startswith(b"\x89PNG")
     assert run("chat", copy, "--prompt", "Ein Hund läuft.", "--threads", "1").exit_code == 0
@@ -95,11 +96,12 @@ def test_the_curve_is_what_the_runner_gives(copy: Path, data: Path) -> None:
 
 def test_another_tolerance_makes_only_what_is_new(copy: Path, data: Path) -> None:
     calibrate(copy, data)
-    size = (copy / STORE).stat().st_size
+    before = (copy / STORE).read_bytes()
     again = calibrate(copy, data)
-    assert (copy / STORE).stat().st_size == size
     loose = calibrate(copy, data, "--tolerance", "100")
-    assert (copy / STORE).stat().st_size == size
+    added = (copy / STORE).read_bytes().removeprefix(before).splitlines()
+    assert all(json.loads(line)["inputs"].get("speed") for line in added), "speed is measured anew, answers are kept"
+    assert len(added) == 2
     assert loose["chosen"]["average_bitwidth"] == 2 < again["chosen"]["average_bitwidth"]
 
 

@@ -73,8 +73,8 @@ def test_the_runner_switches_where_the_predictor_says(trained: Path) -> None:
         llm.set_precision(8)
         llm.eval(tokens)
         probabilities = predictor.probabilities((8, 2), *llm.keys_values(predictor.layer))
-        high_steps = round(predictor.classes[choose(probabilities, 0.7)] * predictor.max_new_tokens)
-        assert steps == [8] * min(high_steps, len(steps)) + [2] * max(0, len(steps) - high_steps)
+        high_steps = min(predictor.steps[choose(probabilities, 0.7)], len(steps))
+        assert steps == [8] * high_steps + [2] * (len(steps) - high_steps)
     llm.close()
     done = run("chat", trained, "--prompt", SENTENCES[0], "--scheduler", "learned", "--json", "--threads", "1")
     assert done.exit_code == 0 and json.loads(done.stdout)["stats"]["average_bitwidth"]
@@ -83,11 +83,7 @@ def test_the_runner_switches_where_the_predictor_says(trained: Path) -> None:
 def test_the_random_control_draws_from_the_training_labels(trained: Path) -> None:
     llm = Pmpd(trained, scheduler="random:1", n_threads=1)
     predictor = of_bundle(llm.bundle)
-    allowed = {
-        round(share * predictor.max_new_tokens)
-        for share, prior in zip(predictor.classes, predictor.priors[8, 2], strict=True)
-        if prior > 0
-    }
+    allowed = {n for n, prior in zip(predictor.steps, predictor.priors[8, 2], strict=True) if prior > 0}
     answer_text(llm, SENTENCES[0])
     steps = llm.stats.decode_precisions
     assert steps.count(8) in allowed | {len(steps)}
@@ -144,8 +140,25 @@ def test_a_damaged_predictor_is_told(trained: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "damaged" in result.stderr
     assert run("info", folder, "--verify").exit_code == 1
     (folder / FILE).unlink()
-    result = run("info", folder)
-    assert result.exit_code == 1 and FILE in result.stderr
+    result = run("chat", folder, "--prompt", "Ein Hund.", "--scheduler", "learned", "--threads", "1")
+    assert result.exit_code == 1 and f"{FILE}: No such file" in result.stderr and "train it again" in result.stderr
+    assert run("info", folder).exit_code == 0, "the weights are there: another predictor can be trained"
+
+
+def test_a_predictor_is_of_a_precision_of_prompts(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "recalibrated"))
+    made = bundle.load(folder)
+    bundle.update(made, prefill=4)
+    with pytest.raises(BundleError, match="trained on prompts at another precision than 4: train it again"):
+        Pmpd(folder, scheduler="learned", n_threads=1)
+
+
+def test_training_and_calibrating_at_the_same_time_lose_nothing(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "both"))
+    early = bundle.load(folder)
+    bundle.update(early, calibration={"kept": True})
+    made = bundle.update(early, predictor=None)
+    assert (made.calibration, made.predictor) == ({"kept": True}, None) and bundle.load(folder) == made
 
 
 @pytest.mark.parametrize(
@@ -153,6 +166,7 @@ def test_a_damaged_predictor_is_told(trained: Path, tmp_path: Path) -> None:
     [
         ((), 2, "Give either --text FILE or --task"),
         (("--text", "TEXT", "--task", "TEXT"), 2, "Give either --text FILE or --task"),
+        (("--text", "TEXT", "--limit", "3"), 2, "go with --task"),
         (("--text", "missing.txt"), 1, "missing.txt: No such file"),
         (("--text", "EMPTY"), 1, "too short"),
         (("--text", "LATIN1"), 1, "not UTF-8 at byte 1"),

@@ -64,6 +64,9 @@ def test_blank_lines_are_no_rows(tmp_path):
         (b'["a", "b"]\n', "line 1: not a JSON object"),
         (b'{"prompt": "a", "reference": " "}\n', "line 1: an empty reference"),
         (b'{"prompt": ["a"], "reference": "b"}\n', "line 1: the field 'prompt' is not a text"),
+        (b'{"prompt": "", "reference": "b"}\n', "line 1: an empty prompt"),
+        (b'{"prompt": "\\ud83d", "reference": "b"}\n', "line 1: half of a character"),
+        (b'{"prompt": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         (b"[" * 100_000, "line 1: not JSON"),
     ],
 )
@@ -79,9 +82,16 @@ def test_missing_damaged_and_truncated_files(tmp_path):
     whole = write(tmp_path / "rows.jsonl.gz", ROWS).read_bytes()
     (tmp_path / "half.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.gz").write_bytes(b"no gzip")
-    for name in ("missing.jsonl", "half.gz", "text.gz"):
+    (tmp_path / "flipped.gz").write_bytes(whole[:20] + bytes(255 - byte for byte in whole[20:]))
+    for name in ("missing.jsonl", "half.gz", "text.gz", "flipped.gz"):
         with pytest.raises(PmpdError, match=name):
             read(make_task(prompt="{de}", reference="{en}"), tmp_path / name)
+
+
+def test_prompts_alone_need_no_references_and_a_byte_order_mark_is_none_of_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
+    assert read(make_task(), path, with_references=False).examples == (Example("a", ""),)
 
 
 @pytest.mark.parametrize(
