@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +134,7 @@ def _speed_inputs(bundle: Bundle, options: Options, n_threads: int) -> dict[str,
         "device": device.describe(),
         "threads": n_threads,
         "n_gpu_layers": options.n_gpu_layers,
-        "after": bundle.calibration,
+        "after": hashlib.sha256(json.dumps(bundle.calibration).encode()).hexdigest(),
     }
 
 
