@@ -41,7 +41,7 @@ from pmpd_edge.schedule.spec import format_switches
 
 SHARES = (0, 1 / 3, 2 / 3, 1)  # of an answer's steps, that the random control draws from
 TITLES = {"multi30k-de-en": "German to English", "multi30k-fr-en": "French to English"}
-SURE = (0.5, 0.9)  # the first one's choice has controls
+SURE = (0.9, 0.5)  # the first one's choice has controls
 CONFIDENCES = (0.5, 0.8, 0.95)
 TRAINING = 2000  # prompts
 LEARNED_LENGTH = 48  # tokens that shares are of: longer than nearly all answers

@@ -21,7 +21,7 @@ from pmpd_edge.verbs.task import judge_options, parallel, prompt_options, read_d
     "--sure",
     Finite(0, 1),
     "How sure that has to be: the share of bootstrap resamples within the tolerance.",
-    default=0.5,
+    default=0.9,
 )
 @click.option(
     "--objective",
