@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from pmpd_edge import gguf_info, native
-from pmpd_edge.convert import imatrix, quality, remainder
+from pmpd_edge.convert import imatrix, outliers, quality, remainder
 from pmpd_edge.errors import ConvertError, NativeError
 
 _BUFFER = 256 << 20  # bytes of rows that are quantised at a time
@@ -31,6 +31,7 @@ def main() -> None:
         "quantize": _quantize,
         "check": _check,
         "residual": remainder.write,
+        "dns": outliers.write,
         "sum": _sum,
         "quality": quality.measure,
         "speed": quality.measure_speed,
@@ -72,22 +73,25 @@ def _types(source: Path, overrides: Sequence[tuple[str, int]]) -> dict[str, int]
 
 
 def _check(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
+    return bool(_load_shapes(llama_cpp, job["source"]))
+
+
+def _load_shapes(llama_cpp: ModuleType, path: str) -> Any:
+    """A model without its weights: for what the library compares and plans, which takes none."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
-    params.no_alloc = True  # tensors' shapes are compared, nothing is read
+    params.use_extra_bufts = False
+    params.no_alloc = True
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # what no_alloc needs
-    return bool(llama_cpp.llama_model_load_from_file(os.fsencode(job["source"]), params))
+    return llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
 
 
 def _sum(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    params.use_extra_bufts = False  # with the files mapped and nothing repacked, no weights are read
-    models = [llama_cpp.llama_model_load_from_file(os.fsencode(path), params) for path in job["files"]]
+    models = [_load_shapes(llama_cpp, path) for path in job["files"]]
     if not all(models):
         return False
-    context_params = llama_cpp.llama_context_default_params()
-    context_params.n_ctx = context_params.n_batch = context_params.n_ubatch = 32
-    context = llama_cpp.llama_init_from_model(models[0], context_params)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 32
+    context = llama_cpp.llama_init_from_model(models[0], params)
     pointers = (ctypes.c_void_p * len(models))(*models)
     return bool(context) and llama_cpp.llama_cpp._lib.llama_set_weights(context, pointers, len(models)) == 0

@@ -25,7 +25,8 @@ from pmpd_edge import native
 llama_cpp = native.load()
 
 from pmpd_edge import gguf_info  # noqa: E402
-from pmpd_edge.convert import imatrix, quantize, remainder, residual  # noqa: E402
+from pmpd_edge.convert import imatrix, quantize, residual  # noqa: E402
+from pmpd_edge.convert.ggml import Ggml, Weights  # noqa: E402
 from pmpd_edge.levels import load_model  # noqa: E402
 
 MODEL = Path(__file__).parent.parent / "tests" / "data" / "translator-7m"
@@ -77,9 +78,9 @@ class Store:
 
     def error(self, types: Types) -> float:
         """Relative error of the layers' matrices, all taken as one vector."""
-        ggml = remainder.Ggml(llama_cpp)
-        source = remainder.Weights(ggml, self.source.path)
-        parts = [remainder.Weights(ggml, file.path) for file in self.files(types)]
+        ggml = Ggml(llama_cpp)
+        source = Weights(ggml, self.source.path)
+        parts = [Weights(ggml, file.path) for file in self.files(types)]
         lost = whole = 0.0
         for tensor in filter(residual.is_summed, source.tensors.values()):
             rows = range(tensor.elements // tensor.shape[0])

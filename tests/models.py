@@ -1,10 +1,14 @@
-"""Hugging Face checkpoints for tests: the translator in tests/data, and tiny random ones with its tokenizer."""
+"""Models for tests: the translator in tests/data, tiny random checkpoints, and GGUF files of given tensors."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 TRANSLATOR = Path(__file__).parent / "data" / "translator-7m"
 
@@ -140,3 +144,38 @@ def write_bpe_tokenizer(path: Path) -> None:
     tokenizer.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
     special = {f"{role}_token": "<|endoftext|>" for role in ("bos", "eos", "unk")}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+
+
+def write_like(like: Path, out: Path, weights: Mapping[str, npt.NDArray[np.float32]]) -> Path:
+    """Write a float32 file of tensors, `[..., columns]`, with the metadata of another file."""
+    import gguf
+
+    reader = gguf.GGUFReader(like)
+    writer = gguf.GGUFWriter(out, "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kind, *element = field.types
+            writer.add_key_value(key, field.contents(), kind, sub_type=element[-1] if element else None)
+    for name, array in weights.items():
+        writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
+    return _finish(writer, out)
+
+
+def write_matrix(path: Path, values: Mapping[str, npt.NDArray[np.float32]]) -> Path:
+    """Write an importance matrix: the mean squares of each matrix's inputs, `[n_matrices, columns]`."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_string("general.type", "imatrix")
+    for name, means in values.items():
+        writer.add_tensor(f"{name}.in_sum2", np.ascontiguousarray(means, np.float32))
+        writer.add_tensor(f"{name}.counts", np.ones((len(means), 1), np.float32))
+    return _finish(writer, path)
+
+
+def _finish(writer: Any, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -15,12 +15,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from models import TRANSLATOR, calibration_text, random_checkpoint
+from models import TRANSLATOR, calibration_text, random_checkpoint, write_matrix
 
 from pmpd_edge import Pmpd, gguf_info, native
 from pmpd_edge.bench.random_model import write_llama
 from pmpd_edge.bundle import Bundle
-from pmpd_edge.convert import convert, hf, imatrix, quantize, remainder
+from pmpd_edge.convert import convert, hf, imatrix, quantize
+from pmpd_edge.convert.ggml import Ggml, Weights
 from pmpd_edge.convert.quantize import ALL_TYPES, NEED_IMATRIX
 from pmpd_edge.errors import ConvertError, DiskFullError
 
@@ -164,8 +165,8 @@ def test_residuals_have_less_error_where_it_matters(text: Path, tmp_path: Path) 
 
 def errors(parts: tuple[Path, ...], whole: Path, importance: Importance) -> dict[str, float]:
     """The squared error of a sum of files times the importance of its column, summed over each matrix."""
-    ggml = remainder.Ggml(native.load())
-    expected, summed = remainder.Weights(ggml, whole), [remainder.Weights(ggml, path) for path in parts]
+    ggml = Ggml(native.load())
+    expected, summed = Weights(ggml, whole), [Weights(ggml, path) for path in parts]
     found = {}
     for name, means in importance.items():
         rows = range(expected.tensors[name].shape[1])
@@ -301,8 +302,8 @@ def test_each_expert_is_quantised_with_its_own_importance(
     importance = read(matrix)
     if layout == "nested":
         made = convert(model, tmp_path / "out", precisions=(4, 2), layout=layout, imatrix_file=matrix, threads=1)
-    ggml = remainder.Ggml(llama_cpp)
-    whole = remainder.Weights(ggml, model)
+    ggml = Ggml(llama_cpp)
+    whole = Weights(ggml, model)
     *below, path = made.paths(made.level(4))
     info = gguf_info.read(path)
     data = np.fromfile(path, np.uint8)
@@ -317,7 +318,7 @@ def test_each_expert_is_quantised_with_its_own_importance(
             rows = range(expert * n_rows, (expert + 1) * n_rows)
             weights = whole.rows(tensor.name, rows)
             for part in below:
-                weights -= remainder.Weights(ggml, part).rows(tensor.name, rows)
+                weights -= Weights(ggml, part).rows(tensor.name, rows)
             start = info.data_start + tensor.offset + expert * size
             own, others = (importance[tensor.name][i] for i in (expert, (expert + 1) % n_experts))
             kind = made.files[path.name].type
@@ -352,19 +353,6 @@ def test_a_given_matrix_does_what_the_computed_one_does(
         again.verify()
         if given is copy:
             assert (again.path / again.imatrix.file).read_bytes() == matrix.read_bytes()
-
-
-def write_matrix(path: Path, values: Importance) -> Path:
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_string("general.type", "imatrix")
-    for name, means in values.items():
-        writer.add_tensor(f"{name}.in_sum2", np.ascontiguousarray(means, np.float32))
-        writer.add_tensor(f"{name}.counts", np.ones((len(means), 1), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def with_value(path: Path, value: float) -> bytes:

@@ -16,12 +16,13 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is needed: pip install 'pmpd-edge[convert]'")
 
-from models import TRANSLATOR, part_of, tiny_llama
+from models import TRANSLATOR, part_of, tiny_llama, write_like
 
 from pmpd_edge import Pmpd, bundle, gguf_info, native
 from pmpd_edge.bench.random_model import write_mamba
 from pmpd_edge.bundle import Bundle
-from pmpd_edge.convert import convert, plan, quantize, remainder, residual
+from pmpd_edge.convert import convert, plan, quantize, residual
+from pmpd_edge.convert.ggml import Ggml, Weights
 from pmpd_edge.convert.quantize import Recipe
 from pmpd_edge.errors import ConvertError
 from pmpd_edge.gguf_info import Tensor
@@ -29,7 +30,7 @@ from pmpd_edge.gguf_info import Tensor
 pytestmark = pytest.mark.filterwarnings("default")  # those of transformers and torch are not ours
 
 PROMPT = "<s><|user|>Translate from German to English: Ein Hund läuft über die Wiese.<|assistant|>"
-Weights = dict[str, npt.NDArray[np.float32]]
+Arrays = dict[str, npt.NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def narrow(llama_cpp: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return convert(source, folder / "out", precisions=(16, 8, 4, 2), layout="nested", use_imatrix=False, threads=1)
 
 
-def dequantize(path: Path) -> Weights:
+def dequantize(path: Path) -> Arrays:
     """All tensors that gguf knows; those of other types are checked to be zeros, byte by byte."""
     found = {}
     for tensor in gguf_info.read(path).tensors:
@@ -73,16 +74,16 @@ def dequantize(path: Path) -> Weights:
 
 
 def raw(path: Path, tensor: Tensor) -> npt.NDArray[np.uint8]:
-    start, offsets = remainder.Ggml(native.load()).layout(path)
+    start, offsets = Ggml(native.load()).layout(path)
     return np.fromfile(path, np.uint8, tensor.bytes, offset=start + offsets[tensor.name])
 
 
-def summed(made: Bundle, precision: int) -> Weights:
+def summed(made: Bundle, precision: int) -> Arrays:
     base, *residuals = (dequantize(path) for path in made.paths(made.level(precision)))
     return {name: sum((part[name] for part in residuals), start=array) for name, array in base.items()}
 
 
-def error(weights: Weights, expected: Weights) -> float:
+def error(weights: Arrays, expected: Arrays) -> float:
     """Relative error of the layers' matrices, taken as one vector."""
     names = [name for name, array in expected.items() if name.startswith("blk.") and array.ndim > 1]
     lost = sum(float(np.square(weights[name] - expected[name], dtype=np.float64).sum()) for name in names)
@@ -225,32 +226,15 @@ def evaluate(llm: Any, ids: list[int]) -> npt.NDArray[np.float32]:
     return np.array(llm.scores[: len(ids)])
 
 
-def dequantize_exactly(path: Path) -> Weights:
+def dequantize_exactly(path: Path) -> Arrays:
     return {
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
         for tensor in gguf.GGUFReader(path).tensors
     }
 
 
-def layers_of(weights: Weights) -> Weights:
+def layers_of(weights: Arrays) -> Arrays:
     return {name: array for name, array in weights.items() if name.startswith("blk.") and array.ndim > 1}
-
-
-def write_like(like: Path, out: Path, weights: Weights) -> Path:
-    """A float32 file with the metadata of another one."""
-    reader = gguf.GGUFReader(like)
-    writer = gguf.GGUFWriter(out, "llama")
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            kind, *element = field.types
-            writer.add_key_value(key, field.contents(), kind, sub_type=element[-1] if element else None)
-    for name, array in weights.items():
-        writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
 
 
 def test_chat_translates_at_every_level(made: Bundle) -> None:
@@ -293,8 +277,8 @@ def test_types_name_the_base_and_the_residuals(llama_cpp: Any, tmp_path: Path) -
 
 
 def test_default_residuals_bring_a_level_to_the_error_of_its_own_type(llama_cpp: Any, made: Bundle) -> None:
-    ggml = remainder.Ggml(llama_cpp)
-    source = remainder.Weights(ggml, made.path / "translator-7m-16.gguf")
+    ggml = Ggml(llama_cpp)
+    source = Weights(ggml, made.path / "translator-7m-16.gguf")
     rows = {f"blk.0.{name}.weight": range(128) for name in ("attn_q", "attn_v", "ffn_up", "ffn_down")}
     whole = np.concatenate([source.rows(name, part).reshape(-1, 256) for name, part in rows.items()])
 
