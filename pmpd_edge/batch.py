@@ -1,7 +1,7 @@
 """Many answers at once in one context, each at its own precision: for calibration, training and evaluation.
 
 Every sequence has a scheduler of its own. At each step the sequences that are due at the same precision are evaluated
-together, so that the weights are read once for them. Tokens are the likeliest ones.
+together, so that the weights are read once for them. Tokens are the likeliest ones, or given.
 It knows nothing about messages, metrics or files.
 """
 
@@ -48,12 +48,19 @@ class Job:
         scheduler: of this answer alone, as schedulers remember what they saw.
         prefill: precision at which the prompt is evaluated.
         max_new_tokens: the answer's length at most.
+        stop: texts that end it.
+        given: tokens that are taken instead of the likeliest ones, to see what the model makes of somebody else's
+            answer; the answer ends with them.
+        watch: called with the index of each token and the logits that it was taken from, `[n_vocab]`.
     """
 
     prompt: Sequence[int]
     scheduler: Scheduler
     prefill: int
     max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    given: Sequence[int] | None = None
+    watch: Callable[[int, npt.NDArray[np.float32]], None] | None = None
 
 
 @dataclass
@@ -63,8 +70,9 @@ class Answer:
     Attributes:
         tokens: ids, an end-of-answer token included.
         precisions: of every token, the first (prefill's) included.
-        finish: why it ended: `stop` (the model ended it), `length` (max_new_tokens) or `context` (no room left; without
-            any token, the prompt did not fit).
+        finish: why it ended: `stop` (the model ended it, or one of the job's texts did, which is in the tokens yet),
+            `length` (max_new_tokens, or no given token left) or `context` (no room left; without any token, the prompt
+            did not fit).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -305,18 +313,31 @@ class _Sequence:
         return self.precision
 
     def take(self, n_evaluated: int, logits: npt.NDArray[np.float32]) -> None:
-        """Append the likeliest token to the answer, and see whether it is the last."""
+        """Append a token to the answer, and see whether it is the last."""
         self.n_tokens += n_evaluated
         self._logits = logits
-        token, answer = int(logits.argmax()), self.answer
-        answer.tokens.append(token)
+        job, answer = self._job, self.answer
+        index = len(answer.tokens)
+        if job.watch:
+            job.watch(index, logits)
+        answer.tokens.append(int(logits.argmax()) if job.given is None else job.given[index])
         answer.precisions.append(self.precision)
-        if self._batch.ends(token):
+        if job.given is None and self._is_stopped():
             answer.finish, self.done = "stop", True
-        elif len(answer.tokens) >= self._job.max_new_tokens:
+        elif index + 1 >= (job.max_new_tokens if job.given is None else len(job.given)):
             answer.finish, self.done = "length", True
         elif self.n_tokens >= self._batch.n_ctx:
             answer.finish, self.done = "context", True
+
+    def _is_stopped(self) -> bool:
+        """Whether the last token ends the answer."""
+        tokens, stop = self.answer.tokens, self._job.stop
+        if self._batch.ends(tokens[-1]):
+            return True
+        longest = max((len(text.encode()) for text in stop), default=0)
+        # A token is a byte at least; some more, as the first one may lose a space.
+        tail = self._batch.detokenize(tokens[-longest - 2 :]) if stop else ""
+        return any(text in tail for text in stop)
 
     # What the scheduler sees
 

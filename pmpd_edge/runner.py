@@ -61,6 +61,7 @@ class Pmpd(llama_cpp.Llama):
         method: `pmpd` follows the scheduler; `high` and `low` do everything at the highest and lowest precision.
         scheduler: for `pmpd`: a specification as `make_scheduler` takes it, or a Scheduler.
         high_steps: for the static scheduler: decode steps before its first switch.
+        prefill: for `pmpd`: the precision at which prompts are evaluated; by default the bundle's.
         keep_low_kv: reuse KV rows of earlier answers although they were computed at a lower precision than prefill's:
             quicker turns, at a cost in quality that `stats.reused_low_tokens` shows.
         n_gpu_layers: layers on the GPU; -1, the default, is all of them, where the build has a GPU backend.
@@ -87,6 +88,7 @@ class Pmpd(llama_cpp.Llama):
         method: str = "pmpd",
         scheduler: str | Scheduler = "static",
         high_steps: int | None = None,
+        prefill: int | None = None,
         keep_low_kv: bool = False,
         n_gpu_layers: int = -1,
         n_ctx: int | None = None,
@@ -103,7 +105,7 @@ class Pmpd(llama_cpp.Llama):
         self.keep_low_kv = keep_low_kv
         self._run: _Run | None = None
         self._abort = Abort()
-        self.configure(method=method, scheduler=scheduler, high_steps=high_steps)
+        self.configure(method=method, scheduler=scheduler, high_steps=high_steps, prefill=prefill)
 
         n_ctx = n_ctx or (min(DEFAULT_CTX, self.bundle.context_length) if n_ctx is None else self.bundle.context_length)
         n_threads = n_threads or default_threads()
@@ -149,7 +151,12 @@ class Pmpd(llama_cpp.Llama):
     # What decides: method, scheduler, precision
 
     def configure(
-        self, *, method: str = "pmpd", scheduler: str | Scheduler = "static", high_steps: int | None = None
+        self,
+        *,
+        method: str = "pmpd",
+        scheduler: str | Scheduler = "static",
+        high_steps: int | None = None,
+        prefill: int | None = None,
     ) -> None:
         """Set how the following answers are decoded; the arguments are the constructor's."""
         if method not in METHODS:
@@ -162,10 +169,12 @@ class Pmpd(llama_cpp.Llama):
             made = make_scheduler(scheduler, self.bundle, high_steps)
         else:
             made = scheduler
+        at = extremes.get(method, self.bundle.prefill if prefill is None else prefill)
+        self.bundle.level(at)
         self.method = method
         self._scheduler = made
-        self._prefill = extremes.get(method, self.bundle.prefill)
-        self._configuration = {"method": method, "scheduler": scheduler, "high_steps": high_steps}
+        self._prefill = at
+        self._configuration = {"method": method, "scheduler": scheduler, "high_steps": high_steps, "prefill": prefill}
 
     @property
     def precisions(self) -> tuple[int, ...]:

@@ -28,10 +28,11 @@ from pmpd_edge.batch import Batch
 from pmpd_edge.bundle import Bundle, StaticSchedule, Switch
 from pmpd_edge.calibrate import train
 from pmpd_edge.calibrate.allocation import Allocation, Result
-from pmpd_edge.calibrate.answers import Answers, Kept, Store
+from pmpd_edge.evaluate.answers import Answers, Kept, Store
 from pmpd_edge.calibrate.report import Report
-from pmpd_edge.calibrate.run import Calibration, Options, calibrate, prompts_of
+from pmpd_edge.calibrate.run import Calibration, Options, calibrate
 from pmpd_edge.evaluate import metrics, tasks
+from pmpd_edge.evaluate.prompts import prompts_of
 from pmpd_edge.predictor import Predictor, of_bundle
 from pmpd_edge.schedule import Scheduler
 from pmpd_edge.schedule.confidence import ConfidenceScheduler
@@ -58,7 +59,7 @@ class Judge:
     def __init__(self, bundle: Bundle, found: Calibration, dataset: tasks.Dataset, batch: Batch, store: Store) -> None:
         length = dataset.task.max_new_tokens or bundle.schedule.max_new_tokens
         with closing(Pmpd(bundle.path, method="high", n_threads=1)) as llm:
-            self.prompts = prompts_of(llm, dataset)
+            self.prompts = prompts_of(llm, dataset.task, dataset.examples)
         inputs = {"bundle": bundle.fingerprint, "data": dataset.sha256}
         self._answers = Answers(store, batch, self.prompts, length, inputs)
         self._length = length
@@ -322,7 +323,7 @@ def train_learned(args: argparse.Namespace, name: str, bundle: Bundle) -> tuple[
     """Train the learned scheduler on the training set's prompts."""
     rows = tasks.read(tasks.make_task(name), args.data / "multi30k.train.jsonl.gz", args.limit or TRAINING)
     with closing(Pmpd(bundle.path, method="high", n_threads=1)) as llm:
-        prompts = prompts_of(llm, rows)
+        prompts = prompts_of(llm, rows.task, rows.examples)
     options = train.Options(
         pairs=((bundle.precisions[0], bundle.precisions[-1]),),
         max_new_tokens=LEARNED_LENGTH,

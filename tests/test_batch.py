@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,38 @@ def test_nested_levels_too(tmp_path: Path) -> None:
     with Batch(made, n_ctx=256, parallel=1, n_threads=1) as batch:
         (answer,) = batch.run([Job(prompt_ids, make_scheduler("static:8@1,4@3", made), 8, 8)])
     assert answer.tokens == expected
+
+
+def test_a_stop_text_ends_an_answer(llm, default):
+    todo = jobs(llm, "fixed:8")[:3]
+    with Batch(default, n_ctx=256, parallel=2, n_threads=1) as batch:
+        whole = batch.run(todo)
+        texts = [batch.detokenize(answer.tokens) for answer in whole]
+        stop = texts[0].split()[3]
+        stopped = batch.run([replace(job, stop=("not in any answer", stop)) for job in todo])
+        for answer, text, before in zip(stopped, texts, whole, strict=True):
+            if stop not in text:
+                assert answer == before
+                continue
+            found = batch.detokenize(answer.tokens)
+            assert stop in found and stop not in batch.detokenize(answer.tokens[:-1])
+            assert answer.tokens == before.tokens[: len(answer.tokens)] and answer.finish == "stop"
+    assert len(stopped[0].tokens) < len(whole[0].tokens)
+
+
+def test_given_tokens_are_taken_and_watched(llm, default):
+    """The logits are those that Pmpd finds along the same tokens at the same precisions."""
+    asked = prompt(llm, SENTENCES[0])
+    given = [*llm.tokenize(b"A man in a shirt", add_bos=False), llm.token_eos(), 42]
+    seen: dict[int, np.ndarray] = {}
+    job = Job(asked, make_scheduler("static:8@1,2@3", default), 8, N_NEW, given=given, watch=seen.__setitem__)
+    with Batch(default, n_ctx=256, parallel=1, n_threads=1) as batch:
+        (answer,) = batch.run([job])
+    assert answer.tokens == given and answer.finish == "length", "an end-of-answer token among them ends nothing"
+    assert answer.precisions == [8, 8, 8] + [2] * (len(given) - 3)
+    llm.reset()
+    for index, token in enumerate(given):
+        llm.set_precision(answer.precisions[index])
+        llm.eval(asked if index == 0 else [given[index - 1]])
+        np.testing.assert_array_equal(seen[index], llm.logits())
+        assert token == given[index]

@@ -16,9 +16,9 @@ import numpy as np
 
 from pmpd_edge.bench.speed import Speed
 from pmpd_edge.bundle import StaticSchedule, Switch
-from pmpd_edge.calibrate.answers import Answers, Kept
 from pmpd_edge.calibrate.search import smallest
 from pmpd_edge.errors import PmpdError
+from pmpd_edge.evaluate.answers import Answers, Kept
 from pmpd_edge.evaluate.metrics import Bootstrap, Floats, Loss, Metric, Score
 from pmpd_edge.schedule.spec import format_switches
 from pmpd_edge.schedule.static import StaticScheduler

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from pmpd_edge.batch import Answer, Job
 from pmpd_edge.bundle import StaticSchedule, Switch
-from pmpd_edge.calibrate.answers import Store
 from pmpd_edge.calibrate.examples import Example, Pair
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate import metrics
+from pmpd_edge.evaluate.answers import Store
 from pmpd_edge.schedule.static import StaticScheduler, with_high_steps
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from pmpd_edge.batch import PARALLEL, Batch
 from pmpd_edge.bench import speed
 from pmpd_edge.bundle import Bundle
 from pmpd_edge.calibrate.allocation import Allocation, Curve, Found, LevelCost, Progress, Result, costs
-from pmpd_edge.calibrate.answers import Answers, Store
 from pmpd_edge.calibrate.plot import draw
-from pmpd_edge.chat_template import render
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate import metrics
+from pmpd_edge.evaluate.answers import Answers, Store
+from pmpd_edge.evaluate.prompts import prompts_of
 from pmpd_edge.evaluate.tasks import Dataset
 from pmpd_edge.runner import Pmpd, llama_cpp
 from pmpd_edge.schedule.spec import format_switches
@@ -105,7 +105,8 @@ def calibrate(
         n_threads=options.n_threads,
         n_gpu_layers=options.n_gpu_layers,
     ) as batch:
-        answers = Answers(store, batch, prompts, max_new_tokens, _inputs(bundle, dataset))
+        inputs = _inputs(bundle, dataset)
+        answers = Answers(store, batch, prompts, max_new_tokens, inputs, dataset.task.stop)
         found = Allocation(
             answers,
             [example.reference for example in dataset.examples],
@@ -152,7 +153,7 @@ def _prepare(
     )
     try:
         inputs = {**_inputs(bundle, dataset), "prompts": True}
-        prompts = store.get(inputs, lambda: prompts_of(llm, dataset, progress))
+        prompts = store.get(inputs, lambda: prompts_of(llm, dataset.task, dataset.examples, progress))
 
         def measure() -> dict[str, Any]:
             found = speed.measure(
@@ -170,18 +171,6 @@ def _prepare(
     return prompts, speeds
 
 
-def prompts_of(llm: Pmpd, dataset: Dataset, progress: Progress = lambda label, fraction: None) -> list[list[int]]:
-    """The token ids of a data set's prompts, as the model is asked."""
-    prompts = []
-    for i, example in enumerate(dataset.examples):
-        progress("reading the prompts", i / len(dataset.examples))
-        if dataset.task.chat:
-            prompts.append(list(render(llm, [{"role": "user", "content": example.prompt}]).tokens))
-        else:
-            prompts.append(llm.tokenize(example.prompt.encode(), special=False))
-    return prompts
-
-
 def _write(calibration: Calibration) -> Bundle:
     """Write what was chosen, and what it was chosen by, into the manifest; and the plot beside it."""
     bundle, chosen = calibration.bundle, calibration.found.chosen
@@ -195,7 +184,7 @@ def document(calibration: Calibration) -> dict[str, Any]:
     dataset, options, found = calibration.dataset, calibration.options, calibration.found
     return {
         "data": {"name": dataset.name, "sha256": dataset.sha256, "examples": len(dataset.examples)},
-        "task": dataclasses.asdict(dataset.task),
+        "task": {**dataset.task.asked, "reference": dataset.task.reference, "metric": dataset.task.metric},
         "tolerance": options.tolerance,
         "sure": options.sure,
         "objective": options.objective,

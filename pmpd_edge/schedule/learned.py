@@ -46,6 +46,11 @@ class LearnedScheduler(_OneSwitch):
         super().__init__(pair)
         self._predictor, self._confidence = predictor, confidence
 
+    def fresh(self) -> LearnedScheduler:
+        """Another one that has seen no prompt yet."""
+        high, low = self.precisions
+        return LearnedScheduler(self._predictor, (high, low), self._confidence)
+
     def start(self, prefill: Evaluation) -> None:
         predictor = self._predictor
         probabilities = predictor.probabilities(self.precisions, *prefill.keys_values(predictor.layer))

@@ -8,14 +8,24 @@ from typing import Any
 import click
 
 from pmpd_edge.verbs.options import PRECISIONS, Finite, debug, n_gpu_layers, number, threads
-from pmpd_edge.verbs.task import judge_options, parallel, prompt_options, read_dataset, task_option
+from pmpd_edge.verbs.task import (
+    metric_option,
+    parallel,
+    prompt_options,
+    read_dataset,
+    reference_option,
+    stop_option,
+    task_option,
+)
 
 
 @click.command()
 @click.argument("bundle")
 @task_option(required=True)
 @prompt_options
-@judge_options
+@reference_option
+@metric_option
+@stop_option
 @number("--tolerance", Finite(0, 100), "Per cent of the highest level's score that may be lost.", default=1.0)
 @number(
     "--sure",
@@ -69,7 +79,6 @@ def calibrate(
     from pmpd_edge.calibrate import run
     from pmpd_edge.verbs import calibration_table
 
-    dataset = read_dataset(**task, least=run.LEAST)
     options = run.Options(
         tolerance=tolerance,
         sure=sure,
@@ -80,6 +89,7 @@ def calibrate(
         n_gpu_layers=-1 if n_gpu_layers is None else n_gpu_layers,
     )
     with ui.Progress(quiet) as progress:
+        dataset = read_dataset(progress, **task, purpose="validation", least=run.LEAST)
         found = run.calibrate(loaded, dataset, options, progress)
     if as_json:
         click.echo(json.dumps(run.document(found), indent=1, ensure_ascii=False))

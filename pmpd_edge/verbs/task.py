@@ -30,6 +30,7 @@ prompt_options = options(
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
         help="The rows of a named task, as JSON lines; may be gzipped.",
+        show_default="from the Hub",
     ),
     click.option(
         "--prompt",
@@ -47,29 +48,55 @@ prompt_options = options(
     number("--limit", click.IntRange(1), "The first N rows only.", "all"),
 )
 
-judge_options = options(
-    click.option("--reference", metavar="TEMPLATE", help="The right answer, likewise.", show_default="{reference}"),
-    click.option(
-        "--metric",
-        type=click.Choice(["bleu", "chrf", "rougeL", "exact"]),
-        help="What answers are scored by.",
-        show_default="rougeL",
-    ),
+reference_option = click.option(
+    "--reference", metavar="TEMPLATE", help="The right answer, likewise.", show_default="{reference}"
+)
+
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(["bleu", "chrf", "rougeL", "bertscore", "exact", "number"]),
+    help="What answers are scored by.",
+    show_default="the task's, or rougeL",
+)
+
+stop_option = click.option(
+    "--stop", multiple=True, metavar="TEXT", help="A text that ends an answer; several times for several."
 )
 
 parallel = number("--parallel", click.IntRange(1, 64), "Answers at a time.", default=8)
 
 
 def read_dataset(
-    task: str, data: Path | None, limit: int | None, least: int, with_references: bool = True, **changed: Any
+    progress: Callable[[str, float], None],
+    *,
+    task: str,
+    data: Path | None,
+    limit: int | None,
+    least: int,
+    purpose: str,
+    with_references: bool = True,
+    keep_going: bool = False,
+    **changed: Any,
 ) -> Dataset:
-    """The rows that the options name; raises PmpdError where they are not what they should be."""
+    """The rows that the options name.
+
+    Args:
+        progress: called where they come from the Hub, which may take a while.
+        purpose: which split of a task's data set on the Hub: `train`, `validation` or `test`.
+        changed: of the task; see `tasks.make_task`.
+
+    Raises:
+        PmpdError: they are not what they should be.
+    """
     from pmpd_edge.evaluate import tasks
 
-    named = task in tasks.TASKS
-    if not named and data:
-        raise click.UsageError(f"--data goes with a named task: {', '.join(tasks.TASKS)}.")
-    if named and not data:
-        raise click.UsageError(f"The task {task} needs its rows: --data FILE.")
-    made = tasks.make_task(task if named else None, **changed)
-    return tasks.read(made, data or Path(task), limit, least, with_references)
+    how = {"with_references": with_references, "keep_going": keep_going}
+    if task not in tasks.TASKS:
+        if data:
+            raise click.UsageError(f"--data goes with a named task: {', '.join(tasks.TASKS)}.")
+        return tasks.read(tasks.make_task(**changed), Path(task), limit, least, **how)
+    made = tasks.make_task(task, **changed)
+    if data:
+        return tasks.read(made, data, limit, least, **how)
+    progress(f"getting the rows of {task}", 0.0)
+    return tasks.read_hub(made, purpose, limit, least, **how)

@@ -102,7 +102,7 @@ def train_scheduler(
         if text:
             made, reports = train.train_scheduler(loaded, text, options, progress)
         else:
-            dataset = read_dataset(**task, least=1, with_references=False)
+            dataset = read_dataset(progress, **task, purpose="train", least=1, with_references=False)
             options = replace(options, max_new_tokens=dataset.task.max_new_tokens)
             made, reports = train.train_scheduler(loaded, _prompts(loaded, dataset), options, progress)
     assert made.predictor
@@ -113,11 +113,11 @@ def train_scheduler(
 
 
 def _prompts(bundle: Bundle, dataset: Dataset) -> list[list[int]]:
-    from pmpd_edge.calibrate.run import prompts_of
+    from pmpd_edge.evaluate.prompts import prompts_of
     from pmpd_edge.runner import Pmpd
 
     with closing(Pmpd(bundle.path, method="high", n_threads=1, n_gpu_layers=0)) as llm:
-        return prompts_of(llm, dataset)
+        return prompts_of(llm, dataset.task, dataset.examples)
 
 
 def _describe(bundle: Bundle, reports: Sequence[Report]) -> str:

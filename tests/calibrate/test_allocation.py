@@ -7,8 +7,8 @@ import pytest
 
 from pmpd_edge.bench.speed import Speed
 from pmpd_edge.calibrate.allocation import Allocation, costs
-from pmpd_edge.calibrate.answers import Kept
 from pmpd_edge.errors import PmpdError
+from pmpd_edge.evaluate.answers import Kept
 from pmpd_edge.evaluate.metrics import make
 
 N, LENGTH = 400, 20
@@ -34,7 +34,7 @@ class MadeUp:
             harm = {8: 0.0, 4: 0.02, 2: 0.6}
             spent = sum(harm[p] * (LENGTH - step) / 10 for step, p in enumerate(precisions)) + 5 * harm[prefill]
             right = spent <= self._budget[i]
-            kept.append(Kept("right" if right else "wrong", (prefill, *precisions), "stop"))
+            kept.append(Kept("right" if right else "wrong", (), (prefill, *precisions), "stop"))
         return kept
 
 
@@ -142,7 +142,7 @@ class Rambling(MadeUp):
     def make(self, name, prefill, scheduler, progress=lambda fraction: None):
         kept = super().make(name, prefill, scheduler, progress)
         return [
-            Kept(k.text, k.precisions + (2,) * 2 * LENGTH if k.precisions[-1] == 2 else k.precisions, "length")
+            Kept(k.text, (), k.precisions + (2,) * 2 * LENGTH if k.precisions[-1] == 2 else k.precisions, "length")
             for k in kept
         ]
 
@@ -155,7 +155,7 @@ def test_cheap_steps_do_not_make_longer_answers_cheap():
 def test_a_reference_that_scores_nothing_is_refused():
     class Wrong(MadeUp):
         def make(self, *arguments, **options):
-            return [Kept("wrong", k.precisions, "stop") for k in super().make(*arguments, **options)]
+            return [Kept("wrong", (), k.precisions, "stop") for k in super().make(*arguments, **options)]
 
     with pytest.raises(PmpdError, match="score 0, so that nothing can be lost"):
         allocation(Wrong()).find()

@@ -102,7 +102,7 @@ def test_a_file_that_could_not_be_finished_is_not_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["labels", "examples", "report", "answers", "run"])
+@pytest.mark.parametrize("module", ["labels", "examples", "report", "run"])
 def test_torch_is_imported_for_training_alone(module):
     script = f"import pmpd_edge.calibrate.{module}, pmpd_edge.predictor, sys; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -154,7 +154,6 @@ def test_a_wrong_task_file(copy: Path, tmp_path: Path, content: bytes, message: 
 
 def test_wrong_usage(copy: Path, data: Path) -> None:
     for options, message in (
-        (["--task", "multi30k-de-en"], "needs its rows: --data FILE"),
         (["--task", data, "--data", data], "--data goes with a named task"),
         (["--task", data, "--tolerance", "nan"], "not a finite number"),
         (["--task", data, "--metric", "wer"], "'wer' is not one of"),
@@ -164,6 +163,8 @@ def test_wrong_usage(copy: Path, data: Path) -> None:
 
 
 def test_what_cannot_be_calibrated(copy: Path, data: Path) -> None:
+    result = run("calibrate", copy, "--task", "multi30k-fr-en")
+    assert result.exit_code == 1 and "no data set on the Hub: give its rows with --data FILE" in result.stderr
     result = run("calibrate", copy, "--task", data, "--prefill", "6")
     assert result.exit_code == 1 and "no level of precision 6" in result.stderr
     long = data.with_name("long.jsonl")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pmpd_edge.errors import PmpdError
-from pmpd_edge.evaluate.metrics import Bootstrap, make
+from pmpd_edge.evaluate.metrics import Bootstrap, Ratio, last_number, make
 
 REFERENCES = [
     "A man in an orange hat starring at something.",
@@ -93,3 +93,84 @@ def test_a_reference_of_zero_cannot_be_lost_against():
     rows = metric.rows(["y"] * 10, ["x"] * 10)
     loss = Bootstrap(metric, 10).loss(rows, rows, tolerance=1.0)
     assert (loss.value, loss.within) == (0, 0), "nor is anything sure"
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A tiny BERT with random weights."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'pmpd-edge[convert]'")
+    pytest.importorskip("bert_score", reason="pip install 'pmpd-edge[eval]'")
+    import torch
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "in", "an", "hat", "the", "roof", "fix", "##ing"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=64).save_pretrained(tmp_path)
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=64, **size)
+        transformers.BertModel(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("default")
+def test_bertscore_is_the_librarys(encoder):
+    from bert_score import score
+
+    metric = make("bertscore", str(encoder))
+    rows = metric.rows(ANSWERS, REFERENCES)
+    some = [i for i, answer in enumerate(ANSWERS) if answer]
+    answers, references = [ANSWERS[i] for i in some], [REFERENCES[i] for i in some]
+    _, _, f1 = score(answers, references, model_type=str(encoder), num_layers=3)
+    np.testing.assert_allclose(rows[some, 0], f1.numpy(), atol=1e-6)
+    assert rows[ANSWERS.index(""), 0] == 0
+    assert metric.score(rows.sum(axis=0)) == pytest.approx(100 * f1.sum().item() / len(ANSWERS), abs=1e-4)
+
+
+def test_bertscore_without_its_encoder(tmp_path):
+    pytest.importorskip("bert_score", reason="pip install 'pmpd-edge[eval]'")
+    with pytest.raises(PmpdError, match=r"no encoder for BERTScore .*--bert-model") as error:
+        make("bertscore", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("She sold 48/2 = <<48/2=24>>24 clips.\n#### 72", "72"),
+        ("The answer is $1,234.00.", "1234"),
+        ("-3.50 or 7.5", "7.5"),
+        ("It is -12.", "-12"),
+        ("1,000,000 people", "1000000"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_last_number(answer, number):
+    assert last_number(answer) == number
+
+
+def test_right_numbers():
+    metric = make("number")
+    rows = metric.rows(["so 72.", "71", "no idea", "1,000"], ["48+24 = 72\n#### 72", "#### 72", "#### 72", "#### 1000"])
+    assert metric.score(rows.sum(axis=0)) == 50
+
+
+def test_a_difference_is_paired():
+    """Answers that are worse on the same few prompts differ surely, although each score alone is unsure."""
+    metric = make("exact")
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.5
+    worse = right & (rng.random(400) > 0.1)
+    references = ["x"] * 400
+    theirs, ours = (metric.rows(["x" if r else "y" for r in each], references) for each in (right, worse))
+    bootstrap = Bootstrap(metric, 400)
+    difference = bootstrap.difference(ours, theirs)
+    assert difference.value == pytest.approx(100 * (worse.mean() - right.mean()))
+    assert difference.low < difference.value < difference.high < 0
+    assert bootstrap.score(ours).high > bootstrap.score(theirs).low, "unpaired, they overlap"
+
+
+def test_a_ratio_of_nothing_is_nothing():
+    assert Ratio().score(np.array([0.0, 0.0])) == 0
+    assert Ratio().score(np.array([3.0, 4.0])) == 0.75

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pmpd_edge.batch import Answer
-from pmpd_edge.calibrate.answers import PART, Answers, Kept, Store
+from pmpd_edge.evaluate.answers import PART, Answers, Kept, Store
 from pmpd_edge.schedule.fixed import FixedScheduler
 
 PROMPTS = [[1, i] for i in range(PART + 40)]
@@ -44,7 +44,7 @@ def make(path, batch, precision=4, **inputs):
 def test_kept_and_found_again(tmp_path):
     path, first, again = tmp_path / "a.jsonl", FakeBatch(), FakeBatch()
     kept = make(path, first)
-    assert kept[7] == Kept("täxt 7", (8, 4), "stop")
+    assert kept[7] == Kept("täxt 7", (7, 5), (8, 4), "stop")
     assert kept[7].decode_precisions == (4,)
     assert len(kept) == len(PROMPTS) == len(first.asked)
     assert make(path, again) == kept

@@ -24,9 +24,10 @@ PART = 64  # answers
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of an answer: its text, the precision of every token, and why it ended."""
+    """What is kept of an answer: its text, its tokens, the precision of every token, and why it ended."""
 
     text: str
+    tokens: tuple[int, ...]
     precisions: tuple[int, ...]
     finish: Finish
 
@@ -79,6 +80,7 @@ class Answers:
         prompts: token ids of each.
         max_new_tokens: length of an answer at most.
         inputs: what else decides about the answers and is not in the other arguments.
+        stop: texts that end an answer, and are left out of it.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class Answers:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         inputs: Mapping[str, Any],
+        stop: tuple[str, ...] = (),
     ) -> None:
         self._store, self._batch, self._prompts = store, batch, prompts
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._stop = max_new_tokens, stop
         self._inputs = {**inputs, **batch.numerics, "max_new_tokens": max_new_tokens}
 
     def make(
@@ -114,7 +117,7 @@ class Answers:
             part = range(at, min(at + PART, total))
 
             def answer(part: range = part) -> list[Any]:
-                jobs = [Job(self._prompts[i], scheduler(i), prefill, self._max_new_tokens) for i in part]
+                jobs = [Job(self._prompts[i], scheduler(i), prefill, self._max_new_tokens, self._stop) for i in part]
                 done = self._batch.run(jobs, lambda n_done: progress((part.start + n_done) / total))
                 return [self._document(answer) for answer in done]
 
@@ -125,9 +128,12 @@ class Answers:
 
     def _document(self, answer: Answer) -> list[Any]:
         runs = [[precision, len(list(run))] for precision, run in itertools.groupby(answer.precisions)]
-        return [self._batch.detokenize(answer.tokens).strip(), runs, answer.finish]
+        text = self._batch.detokenize(answer.tokens)
+        end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=len(text))
+        return [text[:end].strip(), answer.tokens, runs, answer.finish]
 
 
 def _kept(document: Any) -> Kept:
-    text, runs, finish = document
-    return Kept(text, tuple(precision for precision, count in runs for _ in range(count)), finish)
+    text, tokens, runs, finish = document
+    precisions = tuple(precision for precision, count in runs for _ in range(count))
+    return Kept(text, tuple(tokens), precisions, finish)
