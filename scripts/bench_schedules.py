@@ -28,10 +28,10 @@ from pmpd_edge.batch import Batch
 from pmpd_edge.bundle import Bundle, StaticSchedule, Switch
 from pmpd_edge.calibrate import train
 from pmpd_edge.calibrate.allocation import Allocation, Result
-from pmpd_edge.evaluate.answers import Answers, Kept, Store
 from pmpd_edge.calibrate.report import Report
 from pmpd_edge.calibrate.run import Calibration, Options, calibrate
 from pmpd_edge.evaluate import metrics, tasks
+from pmpd_edge.evaluate.answers import Answers, Kept, Store
 from pmpd_edge.evaluate.prompts import prompts_of
 from pmpd_edge.predictor import Predictor, of_bundle
 from pmpd_edge.schedule import Scheduler
