@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,15 @@ def has_template(llm: Pmpd) -> bool:
     return "tokenizer.chat_template" in llm.metadata or llm.chat_format != "llama-2"
 
 
-def render(llm: Pmpd, messages: Sequence[Message]) -> Prompt:
+def render(llm: Pmpd, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
     """Write messages (`role` and `content`) as a prompt: the one that `llm.create_chat_completion` would evaluate.
 
     A model without a template gets the messages as lines of plain text, to be continued.
+
+    Args:
+        llm: the model whose template it is.
+        messages: the conversation so far.
+        tools: what the model may call, in OpenAI's form; a template that knows of no tools leaves them out.
 
     Raises:
         PmpdError: the template refuses these messages.
@@ -46,7 +51,7 @@ def render(llm: Pmpd, messages: Sequence[Message]) -> Prompt:
     )
     recorder = _Recorder(llm)
     try:
-        handler(llama=recorder, messages=list(messages))
+        handler(llama=recorder, messages=list(messages), tools=list(tools) if tools else None)
     except _Recorded:
         return recorder.prompt
     except Exception as error:  # templates raise what they like; all mean that the conversation does not suit them

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import codecs
 import ctypes
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pmpd_edge import native
 from pmpd_edge.errors import ContextFullError
@@ -30,6 +30,17 @@ class Sampling:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token with its bytes and the logarithm of the probability that the model gives it, whatever is sampled how."""
+
+    id: int
+    piece: bytes
+    logprob: float
 
 
 @dataclass
@@ -42,16 +53,28 @@ class Token:
         precision: of the weights that computed the logits it was sampled from.
         finish: on the last token, why it is the last: `stop` (the model or a stop string ended the answer), `length`
             (max_new_tokens) or `context` (no room left); empty on all others.
+        sampled: itself as a candidate, where probabilities were asked for.
+        likeliest: as many of the likeliest candidates as were asked for, from the likeliest on.
     """
 
     id: int
     text: str
     precision: int
     finish: Finish = ""
+    sampled: Candidate | None = None
+    likeliest: tuple[Candidate, ...] = ()
 
 
 def stream(
-    llm: Pmpd, tokens: Sequence[int], sampling: Sampling, max_new_tokens: int, stop: Sequence[str] = ()
+    llm: Pmpd,
+    tokens: Sequence[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    *,
+    n_likeliest: int | None = None,
+    grammar: Callable[[Any, Any], Any] | None = None,
+    after_each: Callable[[], Any] = lambda: None,
 ) -> Generator[Token, None, None]:
     """Generate an answer token by token; closing the iterator stops generating.
 
@@ -64,6 +87,11 @@ def stream(
         sampling: how tokens are chosen.
         max_new_tokens: the answer's length at most.
         stop: strings that end the answer and are not part of it.
+        n_likeliest: give each token's probability, and this many of the likeliest tokens' beside it; None computes no
+            probabilities.
+        grammar: what may be sampled: takes the evaluated tokens and the logits `[n_vocab]`, and returns logits that
+            are minus infinity elsewhere.
+        after_each: is called after each sampled token, held back or not; what it raises ends the answer.
 
     Raises:
         ContextFullError: the prompt leaves no room for an answer.
@@ -83,9 +111,13 @@ def stream(
         min_p=sampling.min_p,
         temp=sampling.temperature,
         repeat_penalty=sampling.repeat_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logits_processor=[grammar] if grammar else None,
     )
     with closing(answer):
         for i, token_id in enumerate(answer):
+            after_each()
             finish: Finish = ""
             if pieces.ends(token_id):
                 finish = "stop"
@@ -94,9 +126,24 @@ def stream(
             elif i + 1 >= room:
                 finish = "context"
             token = Token(token_id, pieces.text(token_id, last=bool(finish)), llm.stats.precisions[i], finish)
+            if n_likeliest is not None:
+                token.sampled, token.likeliest = _candidates(llm, pieces, token_id, n_likeliest)
             yield from text.add(token)
             if token.finish:
                 return
+
+
+def _candidates(llm: Pmpd, pieces: _Pieces, token: int, n: int) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """The sampled token and the `n` likeliest ones, with their probabilities."""
+    import numpy as np
+
+    logits = llm.logits()
+    highest = logits.max()
+    total = highest + np.log(np.exp(logits - highest).sum(dtype=np.float64))
+    likeliest = np.argpartition(-logits, n - 1)[:n] if n else np.empty(0, dtype=np.intp)
+    likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+    sampled, *others = (Candidate(int(i), pieces.piece(int(i)), float(logits[i] - total)) for i in (token, *likeliest))
+    return sampled, tuple(others)
 
 
 class _Pieces:
@@ -119,17 +166,18 @@ class _Pieces:
 
     def text(self, token: int, last: bool) -> str:
         """The characters that a token completes; at the last one, U+FFFD for what stays incomplete."""
-        piece = b"" if self.ends(token) else self._bytes(token)
+        piece = b"" if self.ends(token) else self.piece(token)
         if self._first and token == self._bos:
             piece = piece.removeprefix(b" ")  # as llama_cpp does; else sentencepiece's leading space is kept
         self._first = False
         return self._decoder.decode(piece, final=last)
 
-    def _bytes(self, token: int) -> bytes:
+    def piece(self, token: int) -> bytes:
+        """What a token is in llama.cpp's vocabulary; nothing for control tokens."""
         size = self._library.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
         if size < 0:  # the buffer is too small by this measure
             self._buffer = ctypes.create_string_buffer(-size)
-            return self._bytes(token)
+            return self.piece(token)
         return self._buffer.raw[:size]
 
 

@@ -1,0 +1,181 @@
+"""The bodies of requests: OpenAI's fields as far as they can be honoured, and ours under `pmpd`.
+
+Fields that are not known are ignored, as clients send many. Those that would change the answer and are not supported
+are refused. Everything that costs time or memory is bounded here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pmpd_edge.stream import Sampling
+
+MAX_ANSWERS = 8  # to one request
+MAX_LIKELIEST = 20  # beside a token's own probability, as OpenAI has it
+MAX_STOPS, MAX_STOP_LENGTH = 16, 256
+MAX_PROMPTS = 16
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class PmpdOptions(BaseModel):
+    """How precisions are chosen; the names are those of the command line."""
+
+    method: Literal["pmpd", "high", "low"] = "pmpd"
+    scheduler: str = Field(
+        default="static", max_length=200, description="A specification as `pmpd-edge chat` takes it."
+    )
+    high_steps: int | None = Field(default=None, ge=0, lt=2**31, description="Steps before the first switch.")
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class AnswerRequest(BaseModel):
+    """What requests for chats and for plain completions share."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    model: str | None = Field(None, description="There is one model: any name is taken for it.")
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: Finite | None = Field(None, ge=0, le=2)
+    top_p: Finite | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    min_p: Finite | None = Field(None, ge=0, le=1)
+    repeat_penalty: Finite | None = Field(None, gt=0, le=10)
+    frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
+    presence_penalty: Finite | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0, description="Not supported.")
+    user: str | None = None
+    pmpd: PmpdOptions = Field(default_factory=PmpdOptions)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen: what the request says, and the command line's defaults."""
+        given = {name: getattr(self, name) for name in Sampling.__dataclass_fields__}
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(BaseModel):
+    """A part of a message; there are models for pictures, but none here."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def to_template(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        more = self.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+        return {"role": role, "content": text, **more}
+
+
+class Function(BaseModel):
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    name: str
+
+
+class NamedTool(BaseModel):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """OpenAI's, and `schema` beside `json_object` as llama.cpp's server has it."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ChatRequest(AnswerRequest):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST)
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+
+
+class CompletionRequest(AnswerRequest):
+    """The body of `/v1/completions`."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(description="Texts, or ids of tokens.")
+    logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST)
+    best_of: int | None = Field(None, ge=1, le=1, description="Only 1.")
+    echo: Literal[False] | None = Field(None, description="Not supported.")
+    suffix: Literal[""] | None = Field(None, description="Not supported.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _few_prompts(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) and len(prompt) > MAX_PROMPTS:
+            raise ValueError(f"at most {MAX_PROMPTS} prompts")
+        return prompt
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one."""
+        single = isinstance(self.prompt, str) or all(isinstance(part, int) for part in self.prompt)
+        made: Any = [self.prompt] if single else self.prompt
+        return made
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of `/v1/embeddings`."""
+
+    model: str | None = None
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
