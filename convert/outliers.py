@@ -1,6 +1,6 @@
 """Writes a dense-and-sparse file with ggml's own functions, in the worker process; dns.py says what is in it.
 
-Memory in use is that of one matrix (its weights, and how sensitive each is) and of a few chunks for each thread.
+Memory in use is that of one matrix in float32, three times, and of a few chunks for each thread.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
             for i, rows in enumerate(tensors.matrices(tensor)):
                 of_columns = None if means is None else means[i]
                 weights = source.rows(tensor.name, rows)
-                marked = largest(_sensitivity(weights, low, tensor, rows, of_columns), counts[tensor.name])
+                marked = largest(np.abs(weights), counts[tensor.name])
                 matrix = _Matrix(ggml, tensor.type, weights, marked, of_columns)
                 yield from tensors.in_order(pool, matrix.parts(), 2 * job["threads"])
 
@@ -52,23 +52,6 @@ def _copy(low: Weights, tensor: Tensor) -> Iterator[Bytes]:
     for matrix in tensors.matrices(tensor):
         for rows in tensors.chunks(matrix, tensor.shape[0]):
             yield low.stored(tensor.name, rows)
-
-
-def _sensitivity(weights: Floats, low: Weights, tensor: Tensor, rows: range, importance: Floats | None) -> Floats:
-    """What the low level's error in each weight of a matrix adds to the squared error of the matrix's outputs.
-
-    Args:
-        weights: the source's, `[len(rows), columns]`.
-        rows: where they are in the tensor.
-        importance: the mean squares of the columns' inputs.
-    """
-    found = np.empty_like(weights)
-    for part in tensors.chunks(range(len(rows)), tensor.shape[0]):
-        error = weights[part.start : part.stop] - low.rows(tensor.name, rows[part.start : part.stop])
-        np.square(error, out=found[part.start : part.stop])
-    if importance is not None:
-        found *= importance
-    return found
 
 
 def largest(values: Floats, count: int) -> Mask:
