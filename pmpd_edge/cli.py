@@ -15,11 +15,15 @@ import click
 
 from pmpd_edge import __version__
 from pmpd_edge.errors import PmpdError
+from pmpd_edge.verbs.bench import bench
 from pmpd_edge.verbs.calibrate import calibrate
 from pmpd_edge.verbs.chat import chat
 from pmpd_edge.verbs.convert import convert
+from pmpd_edge.verbs.evaluate import evaluate
 from pmpd_edge.verbs.info import info
 from pmpd_edge.verbs.options import debug
+from pmpd_edge.verbs.serve import demo, serve
+from pmpd_edge.verbs.simulate import simulate
 from pmpd_edge.verbs.train_scheduler import train_scheduler
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as shells report them: 128 + the signal
@@ -83,5 +87,5 @@ def cli() -> None:
     """
 
 
-for verb in (calibrate, chat, convert, info, train_scheduler):
+for verb in (bench, calibrate, chat, convert, demo, evaluate, info, serve, simulate, train_scheduler):
     cli.add_command(verb)

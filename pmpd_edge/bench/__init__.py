@@ -1,1 +1,1 @@
-"""Measuring what a device gains: for now, the random models to measure with."""
+"""Measuring what a device gains from lower levels and from stepping down to them."""
