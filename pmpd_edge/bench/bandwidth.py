@@ -1,7 +1,6 @@
 """The memory bandwidth of a device, as its own products reach it: what a decode step's bytes are held against.
 
 A matrix-vector product of float32 does next to nothing with each byte, and runs on every device by the same code.
-docs/bench.md compares it with a plain loop in C.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pmpd_edge.bench.timing import timed
 
 if TYPE_CHECKING:
     from pmpd_edge.runner import Pmpd
@@ -68,14 +69,10 @@ def measure(
         for precision, found in rounds.items():
             llm.reset()
             llm.set_precision(precision)
-            start = perf_counter()
-            llm.eval(tokens[:prompt])
-            middle = perf_counter()
-            for token in tokens[prompt:]:
-                llm.eval([token])
-            end = perf_counter()
+            prefill = timed(llm, tokens[:prompt]) / prompt
+            decode = sum(timed(llm, [token]) for token in tokens[prompt:]) / steps
             if i:
-                found.append(((middle - start) / prompt, (end - middle) / steps))
+                found.append((prefill, decode))
     llm.reset()
     return {
         precision: Speed(tuple(p for p, _ in found), tuple(d for _, d in found)) for precision, found in rounds.items()

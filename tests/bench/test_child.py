@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from pmpd_edge import gguf_info
+from pmpd_edge import bundle, gguf_info
 from pmpd_edge.bench import child
 from pmpd_edge.bench.levels import Workload
 from pmpd_edge.bench.place import Place
-from pmpd_edge.bundle import Bundle
+from pmpd_edge.bundle import Bundle, Level
 from pmpd_edge.errors import PmpdError
 
 PLACE = Place(1)
@@ -43,6 +44,19 @@ def test_no_other_level_is_loaded(short: Bundle) -> None:
         for path in (short.path / "other").iterdir():
             path.replace(short.path / path.name)
         (short.path / "other").rmdir()
+
+
+def test_a_sum_of_files_is_all_of_them(short: Bundle, tmp_path: Path) -> None:
+    (high,), (low,) = (level.weights for level in short.levels)
+    for name in short.files:
+        shutil.copyfile(short.path / name, tmp_path / name)
+    levels = (Level(8, (low, high)), Level(4, (low,)))
+    made = dataclasses.replace(short, path=tmp_path, layout="nested", levels=levels, imatrix=None)
+    bundle.write(made)
+    both, base = (child.alone(made, precision, PLACE, 8, 256) for precision in (8, 4))
+    assert both.description.startswith(f"{base.description} + llama ")
+    assert both.size == base.size + child.alone(short, 8, PLACE, 8, 256).size
+    assert both.parameters == base.parameters
 
 
 def test_rates_are_those_of_the_workloads_in_their_order(short: Bundle) -> None:

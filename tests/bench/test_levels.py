@@ -96,8 +96,9 @@ def test_only_prompts_have_a_first_token(short_llm: Pmpd) -> None:
 
 
 def test_the_cache_of_a_step_is_the_mean_of_before_and_after(short_llm: Pmpd) -> None:
-    at_six, at_ten = levels.measure(short_llm, (8,), [Workload(steps=2, depth=6), Workload(steps=2, depth=10)], 1)
-    assert at_six.cache_bytes * 11 / 7 == pytest.approx(at_ten.cache_bytes, rel=0.05)
+    workloads = [Workload(steps=20, depth=4), Workload(steps=20, depth=14)]
+    shallow, deep = levels.measure(short_llm, (8,), workloads, 1)
+    assert deep.cache_bytes / shallow.cache_bytes == pytest.approx(24 / 14, rel=0.05)
 
 
 def test_energy_is_told_for_each_token(short_llm: Pmpd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,14 @@ def test_each_pair_is_switched_to_and_fro_and_at_every_token(short_llm: Pmpd, mo
     assert seen == once * 3
 
 
+def test_each_direction_has_its_own_figures(short_llm: Pmpd, monkeypatch: pytest.MonkeyPatch) -> None:
+    down, up = (switches._After(call, (call,) * FIRST, 10 * call) for call in (1.0, 3.0))
+    monkeypatch.setattr(switches, "_measure", lambda *_: switches._Round(down, up, 40.0))
+    switchings, (alternating,) = switches.measure(short_llm, (8, 4), 2)
+    assert [(one.after, one.call.median, one.normal.median) for one in switchings] == [(4, 1, 10), (8, 3, 30)]
+    assert alternating.mean.values == (20, 20) and alternating.over_mean == 2
+
+
 def test_no_more_context_is_used_than_is_said(short_llm: Pmpd, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
     evaluate = short_llm.eval
