@@ -28,6 +28,8 @@ _MOST_OUTLIERS = 0.5  # of a matrix: with more, it is the rest that is sparse
 _TOLERANCE = 0.01  # of a budget
 _SOURCE_TYPES = ("F32", "F16", "BF16")
 
+RULES = ("magnitude", "sensitivity")
+
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -116,13 +118,15 @@ def make(
     imatrix: Path | None = None,
     threads: int | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
+    *,
+    by: str = "magnitude",
 ) -> Decomposition:
     """Write a file with the weights of a dense-and-sparse decomposition; it appears whole or not at all.
 
-    Outliers are the weights of the largest magnitude in each matrix: without them, the ranges of their blocks are
-    narrower. By sensitivity, E[x^2] w^2 (x the input of a weight's column) or E[x^2] (w - low)^2, the choice was worse:
-    on the translator, Q2_K and Q3_K and 0.25 to 2 bits more left more error in weights and in outputs, and a larger KL
-    divergence. Embeddings, output, and all that the low level does not quantise are the level's own.
+    Outliers are the weights of the largest magnitude in each matrix, as the ranges of their blocks are narrower without
+    them; or, by sensitivity, those whose error in the low level adds most to the squared error of the outputs: the
+    largest E[x^2] (w - low)^2, x the input of w's column. By magnitude is the stronger baseline (docs/evaluation.md).
+    Embeddings, output, and all that the low level does not quantise are the level's own.
 
     Args:
         source: the 16- or 32-bit file of the model.
@@ -132,6 +136,7 @@ def make(
         imatrix: the importance matrix that the level was made with; the dense part is quantised with it.
         threads: None for all cores.
         progress: called with the fraction of tensors done.
+        by: one of `RULES`.
 
     Raises:
         ConvertError: the budget cannot be met, the level is not of this model or needs an importance matrix, llama.cpp
@@ -145,6 +150,7 @@ def make(
         "low": str(low.path),
         "out": str(unfinished),
         "outliers": counts,
+        "by": by,
         "imatrix": str(imatrix) if imatrix else None,
         "threads": threads or os.cpu_count() or 1,
     }

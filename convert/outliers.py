@@ -28,7 +28,7 @@ def write(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
     ggml = Ggml(llama_cpp)
     source, low = (Weights(ggml, Path(job[name])) for name in ("source", "low"))
     importance = imatrix.read(Path(job["imatrix"])) if job["imatrix"] else {}
-    counts = job["outliers"]
+    counts, by = job["outliers"], job["by"]
     types = {name: "F32" if name in counts else tensor.type for name, tensor in low.tensors.items()}
 
     with ThreadPoolExecutor(job["threads"]) as pool:
@@ -41,7 +41,11 @@ def write(llama_cpp: ModuleType, job: dict[str, Any]) -> bool:
             for i, rows in enumerate(tensors.matrices(tensor)):
                 of_columns = None if means is None else means[i]
                 weights = source.rows(tensor.name, rows)
-                marked = largest(np.abs(weights), counts[tensor.name])
+                if by == "sensitivity":
+                    values = _sensitivity(weights, low, tensor, rows, of_columns)
+                else:
+                    values = np.abs(weights)
+                marked = largest(values, counts[tensor.name])
                 matrix = _Matrix(ggml, tensor.type, weights, marked, of_columns)
                 yield from tensors.in_order(pool, matrix.parts(), 2 * job["threads"])
 
@@ -52,6 +56,23 @@ def _copy(low: Weights, tensor: Tensor) -> Iterator[Bytes]:
     for matrix in tensors.matrices(tensor):
         for rows in tensors.chunks(matrix, tensor.shape[0]):
             yield low.stored(tensor.name, rows)
+
+
+def _sensitivity(weights: Floats, low: Weights, tensor: Tensor, rows: range, importance: Floats | None) -> Floats:
+    """What the low level's error in each weight of a matrix adds to the squared error of the matrix's outputs.
+
+    Args:
+        weights: the source's, `[len(rows), columns]`.
+        rows: where they are in the tensor.
+        importance: the mean squares of the columns' inputs.
+    """
+    found = np.empty_like(weights)
+    for part in tensors.chunks(range(len(rows)), tensor.shape[0]):
+        error = weights[part.start : part.stop] - low.rows(tensor.name, rows[part.start : part.stop])
+        np.square(error, out=found[part.start : part.stop])
+    if importance is not None:
+        found *= importance
+    return found
 
 
 def largest(values: Floats, count: int) -> Mask:

@@ -13,7 +13,7 @@ from pmpd_edge.convert import source as sources
 from pmpd_edge.convert.dns import Decomposition
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate import methods
-from pmpd_edge.evaluate.methods import Method
+from pmpd_edge.evaluate.methods import Dns, Method
 
 Progress = Callable[[str, float], None]
 
@@ -59,12 +59,12 @@ def with_16_bits(bundle: Bundle, path: Path) -> Bundle:
     return replace(bundle, files={**bundle.files, name: file}, levels=(Level(16, (name,)), *bundle.levels))
 
 
-def make(bundle: Bundle, name: str, bpw: float, out: Path, n_threads: int | None, progress: Progress) -> DenseSparse:
+def make(bundle: Bundle, asked: Dns, bpw: float, out: Path, n_threads: int | None, progress: Progress) -> DenseSparse:
     """Take the lowest level's matrices apart at a budget.
 
     Args:
         bundle: whose lowest level is the dense part, and whose 16-bit level has the outliers.
-        name: the method's.
+        asked: the method's name, and by what outliers are chosen.
         bpw: real bits per weight that the parts take together.
         out: where the file is written.
         n_threads: for quantising; None takes all cores.
@@ -77,7 +77,7 @@ def make(bundle: Bundle, name: str, bpw: float, out: Path, n_threads: int | None
     if low == 16:
         raise PmpdError(f"{bundle.path}: no level below 16 bits for dns", "convert with more: --precisions 16,4")
     (source,), (lowest,) = (bundle.paths(bundle.level(precision)) for precision in (16, low))
-    path = out / f"{name.replace(':', '-')}.gguf"
+    path = out / f"{asked.name.replace(':', '-')}.gguf"
     parts = dns.make(
         gguf_info.read(source),
         gguf_info.read(lowest),
@@ -85,13 +85,14 @@ def make(bundle: Bundle, name: str, bpw: float, out: Path, n_threads: int | None
         bpw,
         bundle.path / bundle.imatrix.file if bundle.imatrix else None,
         n_threads,
-        lambda fraction: progress("dns: taking matrices apart", fraction),
+        lambda fraction: progress(f"{asked.name}: taking matrices apart", fraction),
+        by=asked.by,
     )
     foreign, file = _foreign(path, "DNS", parts.bpw)
     top = bundle.level(16)
     files = {foreign: file, **{weights: bundle.files[weights] for weights in top.weights}}
     changed = replace(bundle, files=files, levels=(top, Level(low, (foreign,))))
-    return DenseSparse(changed, methods.uniform(name, low, changed), parts, low + parts.sparse_bpw)
+    return DenseSparse(changed, methods.uniform(asked.name, low, changed), parts, low + parts.sparse_bpw)
 
 
 def _foreign(path: Path, kind: str, bpw: float) -> tuple[str, WeightsFile]:

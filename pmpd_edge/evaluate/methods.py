@@ -18,9 +18,10 @@ from pmpd_edge.schedule.spec import format_switches, make_scheduler
 
 CHOICES = (
     "high, low, uniform (every level), uniform:PRECISION, pmpd (the bundle's schedule), pmpd:SCHEDULER, dns (at the "
-    "bits of the first pmpd), or dns:BPW"
+    "bits of the first pmpd), dns:BPW, or dns-sensitive likewise"
 )
-KINDS = ("high", "low", "uniform", "pmpd", "dns")
+DNS = {"dns": "magnitude", "dns-sensitive": "sensitivity"}  # by what outliers are chosen
+KINDS = ("high", "low", "uniform", "pmpd", *DNS)
 _NEXT = re.compile(rf",\s*(?=(?:{'|'.join(KINDS)})(?:[:,]|$))")  # schedules have commas too
 
 
@@ -43,10 +44,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Dns:
-    """The dense-and-sparse baseline, at a number of real bits per weight; None: as many as the first `pmpd` reads."""
+    """The dense-and-sparse baseline, at a number of real bits per weight; None: as many as the first `pmpd` reads.
+
+    `by` is one of `convert.dns.RULES`.
+    """
 
     name: str
     bpw: float | None
+    by: str = "magnitude"
 
 
 def split(text: str) -> list[str]:
@@ -83,8 +88,8 @@ def _make(name: str, bundle: Bundle) -> Sequence[Method | Dns]:
         return [uniform(name, bundle.precisions[0 if name == "high" else -1], bundle)]
     if kind == "pmpd":
         return [_progressive(name, argument or "static", bundle)]
-    if kind == "dns":
-        return [Dns(name, _bpw(argument, name) if argument else None)]
+    if kind in DNS:
+        return [Dns(name, _bpw(argument, name) if argument else None, DNS[kind])]
     raise PmpdError(f"no method {name!r}", f"choose {CHOICES}")
 
 

@@ -200,7 +200,7 @@ class _Run:
         try:
             made = dense_sparse.make(
                 whole,
-                method.name,
+                method,
                 method.bpw or self._bpw_of_progressive(),
                 self._out,
                 self._options.n_threads,

@@ -32,7 +32,8 @@ from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, referen
     default="high,low,pmpd",
     show_default=True,
     metavar="METHOD,...",
-    help="What is compared: high, low, uniform (each level), uniform:PRECISION, pmpd, pmpd:SCHEDULER, dns, dns:BPW.",
+    help="What is compared: high, low, uniform (each level), uniform:PRECISION, pmpd, pmpd:SCHEDULER, dns, dns:BPW, "
+    "dns-sensitive.",
 )
 @number("--kl", click.IntRange(0), "Prompts on which distributions are compared with the 16-bit level's.", default=100)
 @number("--timed", click.IntRange(0), "Prompts that are answered one at a time, for the speeds.", default=5)

@@ -121,9 +121,9 @@ def each(request: pytest.FixtureRequest) -> Made:
 # What is in the file
 
 
-def chosen(made: Made) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which weights are the largest of each matrix, by sorting them all; of equals, the first."""
-    whole, counts = dequantize(made.source.path), dns.outliers(made.low, made.found.bpw)
+def chosen(made: Made, values: Arrays | None = None) -> dict[str, npt.NDArray[np.bool_]]:
+    """Where the largest values (by default, weights) of each matrix are, by sorting them all; of equals, the first."""
+    whole, counts = values or dequantize(made.source.path), dns.outliers(made.low, made.found.bpw)
     marks = {}
     for tensor in layers(made.low.path):
         array = whole[tensor.name]
@@ -199,6 +199,7 @@ def test_neither_threads_nor_chunks_change_a_byte(
         "source": str(each.source.path),
         "low": str(each.low.path),
         "out": str(again),
+        "by": "magnitude",
         "outliers": dns.outliers(each.low, each.found.bpw),
         "imatrix": str(each.imatrix) if each.imatrix else None,
         "threads": 2,
@@ -228,6 +229,18 @@ def errors(made: Made, path: Path) -> tuple[float, float]:
         plain += error.sum()
         weighted += (error.reshape(-1, *error.shape[-2:]) * inputs[tensor.name][:, None, :]).sum()
     return plain, weighted
+
+
+def test_by_sensitivity_they_are_where_the_low_level_loses_most(made: Made, tmp_path: Path) -> None:
+    """By the squared error in the low level, times the mean square of the input."""
+    whole, low, inputs = dequantize(made.source.path), dequantize(made.low.path), importance(made.source.path)
+    lost = {name: np.square(whole[name] - low[name]) * means for name, means in inputs.items()}
+    out = tmp_path / "out.gguf"
+    dns.make(made.source, made.low, out, made.found.bpw, made.imatrix, 1, by="sensitivity")
+    found = dequantize(out)
+    for name, mark in chosen(made, lost).items():
+        np.testing.assert_array_equal(found[name][mark], whole[name][mark])
+        assert (found[name] == whole[name]).mean() < 2 * mark.mean(), "and hardly any others"
 
 
 def test_errors_fall_as_the_budget_grows(made: Made, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def default() -> bundle.Bundle:
         ("high, pmpd:static:8@1,4@9,2@20,low", ["high", "pmpd:static:8@1,4@9,2@20", "low"]),
         ("pmpd:learned:8-2,0.9,dns", ["pmpd:learned:8-2,0.9", "dns"]),
         ("pmpd:confidence:0.85,0.55,uniform:4,dns:4.5", ["pmpd:confidence:0.85,0.55", "uniform:4", "dns:4.5"]),
+        ("dns-sensitive,dns-sensitive:4.5,dns", ["dns-sensitive", "dns-sensitive:4.5", "dns"]),
         ("pmpd:highest:Mine,high", ["pmpd:highest:Mine", "high"]),
         ("pmpd,lowest", ["pmpd,lowest"]),
         ("", []),
@@ -74,6 +75,7 @@ def test_what_changes_answers_changes_the_key(default, tmp_path, monkeypatch):
 
 def test_dns_takes_a_budget_or_that_of_pmpd(default):
     assert make(["pmpd", "dns", "dns:4.5"], default)[1:] == [Dns("dns", None), Dns("dns:4.5", 4.5)]
+    assert make(["dns-sensitive:5"], default) == [Dns("dns-sensitive:5", 5, "sensitivity")]
     with pytest.raises(PmpdError, match=r"dns without a pmpd .* dns:4\.5"):
         make(["high", "dns"], default)
 
