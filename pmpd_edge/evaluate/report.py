@@ -120,6 +120,9 @@ def _intervals(results: Results) -> Rows:
             difference = method.differences[name]
             cells = _interval(difference, "+.2f") if method.name != results.baseline else ""
             rows.append([method.name, TITLES[name], _interval(score, ".2f"), cells])
+        if (led := method.fidelity) and led.kl_after and led.top1_after:
+            rows.append([method.name, "KL", _interval(led.kl_after, ".4f"), ""])
+            rows.append([method.name, "top-1", _interval(led.top1_after, ".3f"), ""])
     return rows
 
 

@@ -49,6 +49,7 @@ class Options:
 
     Attributes:
         methods: names, as `methods.CHOICES` has them.
+        baseline: the method that differences are from; None is `high`, or the first one.
         parallel: answers at a time.
         timed: prompts whose answers are timed, one at a time; 0 times none.
         led: prompts on which distributions are compared with the reference level's; 0 compares none.
@@ -60,6 +61,7 @@ class Options:
     """
 
     methods: tuple[str, ...] = ("high", "low", "pmpd")
+    baseline: str | None = None
     parallel: int = PARALLEL
     timed: int = 5
     led: int = 100
@@ -128,6 +130,9 @@ class _Run:
         self._compared = methods.make(options.methods, bundle)
         self._own = [method for method in self._compared if isinstance(method, Method)]
         self._dns = [method for method in self._compared if isinstance(method, Dns)]
+        names = [method.name for method in self._compared]
+        if options.baseline is not None and options.baseline not in names:
+            raise PmpdError(f"the baseline {options.baseline!r} is not compared", f"choose one of {', '.join(names)}")
         self._left_out: dict[str, str] = {}
         self._metrics = dict(self._make_metrics())
         self._answers: dict[str, list[Answered]] = {}
@@ -228,7 +233,9 @@ class _Run:
     def _judge(self, references: Sequence[str], timings: Mapping[str, Timing], facts: Mapping[str, Any]) -> Evaluation:
         judge = Judge(self._metrics, references, self._options.seed)
         rows = {name: judge.rows(answers) for name, answers in self._answers.items()}
-        baseline = "high" if "high" in rows else next(iter(rows))
+        if not rows:
+            raise PmpdError(f"nothing to compare: {'; '.join(self._left_out.values())}", "choose other methods")
+        baseline = next((name for name in (self._options.baseline, "high") if name in rows), next(iter(rows)))
         found = tuple(
             self._result(method.name, judge, rows, baseline, timings)
             for method in self._compared

@@ -35,6 +35,7 @@ from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, referen
     help="What is compared: high, low, uniform (each level), uniform:PRECISION, pmpd, pmpd:SCHEDULER, dns, dns:BPW, "
     "dns-sensitive.",
 )
+@click.option("--baseline", metavar="METHOD", help="What differences are from.", show_default="high, or the first")
 @number("--kl", click.IntRange(0), "Prompts on which distributions are compared with the 16-bit level's.", default=100)
 @number("--timed", click.IntRange(0), "Prompts that are answered one at a time, for the speeds.", default=5)
 @click.option("--bert-model", metavar="DIR|ID", help="BERTScore's encoder.", show_default="bert-score's for English")
@@ -60,6 +61,7 @@ from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, referen
 def evaluate(
     bundle: str | None,
     methods: str,
+    baseline: str | None,
     metrics: tuple[str, ...],
     kl: int,
     timed: int,
@@ -89,6 +91,7 @@ def evaluate(
 
     options = run.Options(
         methods=tuple(split(methods)),
+        baseline=baseline,
         parallel=parallel,
         timed=timed,
         led=kl,

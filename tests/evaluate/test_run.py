@@ -86,6 +86,23 @@ def test_scores_are_the_librarys_of_the_answers_that_were_kept(done):
         assert method["differences"]["bleu"]["value"] == pytest.approx(difference)
 
 
+def test_differences_are_from_the_baseline(data, done, tmp_path):
+    from sacrebleu import corpus_bleu
+
+    _, out = done
+    (tmp_path / STORE).write_bytes((out / STORE).read_bytes())
+    found = evaluated(data, tmp_path, "--baseline", "low")
+    assert found["baseline"] == "low"
+    references = [[en for _, en in PAIRS]]
+    scores = {
+        name: corpus_bleu([line["answer"] for line in examples(out) if line["method"] == name], references).score
+        for name in METHODS.split(",", 3)
+    }
+    for method in found["methods"]:
+        expected = scores[method["name"]] - scores["low"]
+        assert method["differences"]["bleu"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
 def test_bits_are_those_of_the_steps(done):
     found, out = done
     model = bundle.load(bundle.default_bundle())
@@ -305,6 +322,13 @@ def test_a_budget_that_dns_cannot_meet_is_said(data, source, tmp_path):
     assert "cannot spend 3 bits" in found["left_out"]["dns:3"]
 
 
+@pytest.mark.filterwarnings("default")
+def test_nothing_that_can_be_had_is_an_error(data, source, tmp_path):
+    options = ("--methods", "dns:3", "--source", source, "--kl", "0", "--timed", "0", "--out", tmp_path / "out")
+    result = run("eval", "--task", data, *OPTIONS, *options)
+    assert result.exit_code == 1 and "nothing to compare: " in result.stderr and "cannot spend 3 bits" in result.stderr
+
+
 def test_dns_without_16_bits_is_refused_at_once(data, tmp_path):
     result = run("eval", "--task", data, *OPTIONS, "--methods", "high,dns:5", "--out", tmp_path / "out")
     assert result.exit_code == 1 and "--source" in result.stderr
@@ -316,6 +340,7 @@ def test_dns_without_16_bits_is_refused_at_once(data, tmp_path):
     [
         (["--task", "nothing"], 1, "nothing: No such file"),
         (["--task", "multi30k-fr-en"], 1, "no data set on the Hub"),
+        (["--baseline", "dns"], 1, "the baseline 'dns' is not compared"),
         (["--methods", "best"], 1, "no method 'best'"),
         (["--methods", ""], 1, "no methods"),
         (["--metric", "wer"], 2, "'wer' is not one of"),
