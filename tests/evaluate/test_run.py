@@ -197,14 +197,15 @@ def test_killed_and_resumed_equals_undisturbed(data, done, tmp_path):
     arguments = ["--task", data, "--methods", METHODS, "--timed", "0", *OPTIONS, "--out", tmp_path / "out"]
     command = [sys.executable, "-m", "pmpd_edge", "eval", *map(str, arguments)]
     for wait in (0.3, 0.6):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
         until = time.monotonic() + 60
         while not (tmp_path / "out" / STORE).exists() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
     assert examples(tmp_path / "out") == examples(out)
 
 
