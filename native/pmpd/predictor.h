@@ -9,18 +9,7 @@
 
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
-
-#ifdef _WIN32
-#    ifdef PMPD_BUILD
-#        define PMPD_API __declspec(dllexport)
-#    else
-#        define PMPD_API __declspec(dllimport)
-#    endif
-#else
-#    define PMPD_API __attribute__((visibility("default")))
-#endif
+#include "pmpd.h" // PMPD_API
 
 #ifdef __cplusplus
 extern "C" {

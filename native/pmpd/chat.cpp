@@ -1,0 +1,117 @@
+#include "chat.h"
+
+#include "failure.h"
+
+#include "llama.h"
+
+#include "jinja/lexer.h"
+#include "jinja/parser.h"
+#include "jinja/runtime.h"
+#include "jinja/value.h"
+
+#include <cstring>
+
+std::vector<int32_t> pmpd_tokens_of(
+        const llama_vocab * vocab,
+        const std::string & text,
+        bool                add_special,
+        bool                parse_special) {
+    if (text.size() > INT32_MAX/2) {
+        throw pmpd_failure(PMPD_ARGUMENT, "a text of " + std::to_string(text.size()) + " bytes: shorten it");
+    }
+    std::vector<int32_t> tokens(text.size() + 2); // hardly ever too few
+    const auto           tokenize = [&] {
+        const int32_t n_text = (int32_t) text.size();
+        const int32_t n_max  = (int32_t) tokens.size();
+        return llama_tokenize(vocab, text.data(), n_text, tokens.data(), n_max, add_special, parse_special);
+    };
+    int32_t n = tokenize();
+    if (n < 0 && n != INT32_MIN) {
+        tokens.resize(-n);
+        n = tokenize();
+    }
+    if (n < 0) {
+        throw pmpd_failure(PMPD_FAILED, "a text of " + std::to_string(text.size()) + " bytes cannot be tokenised");
+    }
+    tokens.resize(n);
+    return tokens;
+}
+
+static std::string text_of(const llama_vocab * vocab, int32_t token) {
+    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
+}
+
+// What transformers gives to a template, as llama_cpp's formatter does
+static jinja::value values_of(const struct pmpd_message * messages, size_t n_messages) {
+    auto list = jinja::mk_val<jinja::value_array>();
+    for (size_t i = 0; i < n_messages; ++i) {
+        auto message = jinja::mk_val<jinja::value_object>();
+        message->insert("role",    jinja::mk_val<jinja::value_string>(std::string(messages[i].role)));
+        message->insert("content", jinja::mk_val<jinja::value_string>(std::string(messages[i].content)));
+        list->push_back(message);
+    }
+    return list;
+}
+
+static std::string render(
+        const char                * text,
+        const llama_vocab         * vocab,
+        const struct pmpd_message * messages,
+        size_t                      n_messages) {
+    jinja::lexer              lexer;
+    const jinja::lexer_result tokens  = lexer.tokenize(text);
+    const jinja::program      program = jinja::parse_from_tokens(tokens);
+
+    const std::string bos = text_of(vocab, llama_vocab_bos(vocab));
+    const std::string eos = text_of(vocab, llama_vocab_eos(vocab));
+    jinja::context    context(tokens.source);
+    context.set_val("messages",              values_of(messages, n_messages));
+    context.set_val("bos_token",             jinja::mk_val<jinja::value_string>(bos));
+    context.set_val("eos_token",             jinja::mk_val<jinja::value_string>(eos));
+    context.set_val("add_generation_prompt", jinja::mk_val<jinja::value_bool>(true));
+    for (const char * name : { "functions", "function_call", "tools", "tool_choice" }) {
+        context.set_val(name, jinja::mk_val<jinja::value_none>());
+    }
+    jinja::runtime runtime(context);
+    return jinja::runtime::gather_string_parts(runtime.execute(program))->as_string().str();
+}
+
+static std::string lines_of(const struct pmpd_message * messages, size_t n_messages) {
+    std::string text;
+    for (size_t i = 0; i < n_messages; ++i) {
+        text += (i > 0 ? "\n" : "") + std::string(messages[i].content);
+    }
+    return text;
+}
+
+// jinja's errors have several lines: what and, from the second on, where
+static std::string first_line(const char * text) {
+    return std::string(text, std::strcspn(text, "\n"));
+}
+
+std::vector<int32_t> pmpd_render_chat(
+        const llama_model         * model,
+        const struct pmpd_message * messages,
+        size_t                      n_messages) {
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    const char *        text  = llama_model_chat_template(model, nullptr);
+    if (!text) {
+        return pmpd_tokens_of(vocab, lines_of(messages, n_messages), true, false);
+    }
+    std::string prompt;
+    try {
+        prompt = render(text, vocab, messages, n_messages);
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception & error) { // all kinds mean that the conversation does not suit the template
+        const std::string why = first_line(error.what());
+        const std::string what = "the model's chat template refuses the conversation (" + why + ")";
+        throw pmpd_failure(PMPD_ARGUMENT, what + ": try without a system message");
+    }
+    return pmpd_tokens_of(vocab, prompt, false, true); // the template writes BOS where it wants it
+}
+
+std::string pmpd_chat_stop_text(const llama_model * model) {
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    return llama_model_chat_template(model, nullptr) ? text_of(vocab, llama_vocab_eos(vocab)) : "";
+}
