@@ -3,8 +3,9 @@
 
     python scripts/check_simulator.py --work DIR > docs/benchmarks/simulate.md
 
-The prediction knows nothing of that model's speed. Its device profile is made of the memory bandwidth, and of the speed
-of small models that stay in the last-level cache: kernels and overhead, without memory. Run it alone.
+The prediction knows nothing of that model's speed. Its device profile is made of the memory bandwidth; of the speed of
+small models that stay in the last-level cache: kernels, attention and overhead, without memory; and of single products
+whose weights are in a cache, and in none: how much of computing is hidden behind moving. Run it alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from random_bundle import SHAPE, make_bundle
 
 from pmpd_edge import Pmpd, cpu, device, gguf_info
 from pmpd_edge.bench import bandwidth, machine, speed
-from pmpd_edge.bench.ggml import devices
+from pmpd_edge.bench.ggml import Backend, Device, devices
+from pmpd_edge.bench.matvec import Matrices, Shape, row_bytes
 from pmpd_edge.bundle import Bundle
 from pmpd_edge.simulate import device as profiles
 from pmpd_edge.simulate import measured
@@ -39,7 +41,9 @@ SMALL: tuple[dict[str, Any], ...] = (
     {"hidden": 1024, "layers": 1, "heads": 16, "kv_heads": 4, "ff": 2816},
 )
 N_PROMPT, N_STEPS = 256, 64
-N_PROMPT_SMALL = 64
+N_PROMPTS_SMALL = (64, 384)  # so that steps attend to few tokens and to many
+COLD: Shape = (4096, 4096)  # columns, rows of products whose weights are in no cache
+CACHED: Shape = (4096, 1024)  # and of one whose weights are: 4 MB at 8 bits
 
 
 def measure(bundle: Bundle, prompt: int, args: argparse.Namespace) -> dict[int, speed.Speed]:
@@ -52,8 +56,30 @@ def measure(bundle: Bundle, prompt: int, args: argparse.Namespace) -> dict[int, 
 def small_samples(bundles: Sequence[Bundle], args: argparse.Namespace) -> Iterator[measured.Sample]:
     for bundle in bundles:
         model = of_bundle(bundle)
-        for precision, found in measure(bundle, N_PROMPT_SMALL, args).items():
-            yield measured.Sample(model.level(precision), min(found.prefill), min(found.decode))
+        for prompt in N_PROMPTS_SMALL:
+            context = prompt + (N_STEPS + 1) / 2  # of the mean step
+            for precision, found in measure(bundle, prompt, args).items():
+                yield measured.Sample(model, precision, prompt, context, min(found.prefill), min(found.decode))
+
+
+def products(processor: Device, args: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
+    """By type, seconds for each weight of products whose weights are in a cache, and in none."""
+    columns, rows = COLD
+    cached, cold = {}, {}
+    for _, name in LEVELS:
+        copies = -(-bandwidth.cold_bytes() // (row_bytes(name, columns) * rows))
+        cached[name] = per_weight(processor, name, [CACHED], 50 * args.repetitions, args)
+        cold[name] = per_weight(processor, name, [COLD] * copies, args.repetitions, args)
+    return cached, cold
+
+
+def per_weight(
+    processor: Device, name: str, shapes: Sequence[Shape], repetitions: int, args: argparse.Namespace
+) -> float:
+    with Backend(processor, args.threads) as backend, Matrices(backend, name, shapes) as matrices:
+        matrices.warm_up()
+        seconds = statistics.median(matrices.multiply() for _ in range(repetitions))
+        return seconds / sum(columns * rows for columns, rows in shapes)
 
 
 def make_profile(small: Sequence[Bundle], args: argparse.Namespace) -> dict[str, Any]:
@@ -67,6 +93,7 @@ def make_profile(small: Sequence[Bundle], args: argparse.Namespace) -> dict[str,
         buffer=bandwidth.last_level_cache(),
         types=dict(LEVELS),
         kernels=measured.fit(list(small_samples(small, args))),
+        overlap=measured.overlap(read, *products(processor, args)),
     )
 
 
@@ -112,6 +139,8 @@ def main() -> None:
             bandwidth=target.bandwidth / 1e9,
             cache=target.buffer / 2**20,
             operator=1e6 * target.operator_seconds,
+            attention=target.attention / 1e9,
+            overlap=target.overlap,
             step=1e6 * target.step_seconds,
             kernels=kernels,
             levels=levels,
@@ -138,7 +167,9 @@ Machine: {machine}; {threads} threads. {repetitions} repetitions by turns, media
 ## What it is told
 
 Memory bandwidth {bandwidth:.1f} GB/s, last-level cache {cache:.0f} MiB. From three small models that stay in it, by
-least squares: {operator:.1f} µs for each operator, {step:.0f} µs for each step, and the kernels of each type.
+least squares: {operator:.1f} µs for each operator, {step:.0f} µs for each step, {attention:.1f} G operations of
+attention a second, and the kernels of each type. From single products whose weights are in a cache, and in none:
+{overlap:.0%} of the shorter one of moving and computing is hidden behind the longer one.
 
 | type | prefill, G operations/s | decode, G weights/s | the same in GB/s |
 |---|---|---|---|

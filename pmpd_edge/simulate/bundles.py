@@ -59,7 +59,7 @@ def _level(bundle: Bundle, level: bundles.Level, headers: dict[str, GgufInfo]) -
     for tensor in base.tensors:
         share = base.share_read(tensor)
         if share and len(tensor.shape) > 1:
-            products.append(_product(tensor, share))
+            products.append(_product(tensor, share, base))
         else:
             other += share * tensor.bytes
     for residual in residuals:
@@ -77,11 +77,12 @@ def _summed(residual: GgufInfo, base: GgufInfo) -> Iterator[Product]:
     share = {tensor.name: base.share_read(tensor) for tensor in base.tensors}
     for tensor in residual.tensors:
         if len(tensor.shape) > 1 and gguf_info.tensor_class(tensor.name) in _SUMMED:
-            yield _product(tensor, share[tensor.name])
+            yield _product(tensor, share[tensor.name], base)
 
 
-def _product(tensor: Tensor, share: float) -> Product:
+def _product(tensor: Tensor, share: float, base: GgufInfo) -> Product:
     columns, rows = tensor.shape[:2]
+    in_last = tensor.name.startswith(f"blk.{_count(base, 'block_count') - 1}.")
     return Product(
         name=tensor.name,
         type=tensor.type,
@@ -90,5 +91,6 @@ def _product(tensor: Tensor, share: float) -> Product:
         elements=tensor.elements,
         bytes=tensor.bytes,
         used=share,
-        is_output=tensor.name in gguf_info.VOCABULARY_MATRICES,
+        sampled_only=tensor.name in gguf_info.VOCABULARY_MATRICES
+        or (in_last and gguf_info.tensor_class(tensor.name) == "feed-forward"),
     )

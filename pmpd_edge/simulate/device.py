@@ -27,6 +27,7 @@ NUMBERS: dict[str, tuple[float, float | None]] = {
     "granularity_bytes": (1, 1.0),
     "storage_gb_s": (1e9, 0.0),
     "attention_tops": (1e12, None),
+    "overlap": (1, 1.0),
     "activation_bits": (1, 16.0),
     "kv_bits": (1, 16.0),
     "operator_us": (1e-6, 0.0),
@@ -66,6 +67,7 @@ class Device:
         granularity: bytes that are transferred at least.
         storage: bytes per second from where weights lie that are not in memory; 0 where all have to fit.
         attention: operations per second of attention.
+        overlap: the share of moving or computing, whichever is shorter, that the other hides.
         activation_bits, kv_bits: of a number between two matrices, and in the KV cache.
         operator_seconds, step_seconds, switch_seconds: beside computing: of each operator, step and switch.
         layout: `separate` or `nested`, of models that are given by name.
@@ -82,6 +84,7 @@ class Device:
     granularity: float
     storage: float
     attention: float
+    overlap: float
     activation_bits: float
     kv_bits: float
     operator_seconds: float
@@ -153,6 +156,8 @@ def parse(profile: Mapping[str, Any], where: str) -> Device:
     kernels = {name: _kernel(kernel, f"{where}: kernel {name}") for name, kernel in _table(profile, "kernels", where)}
     if (layout := profile.get("layout", "separate")) not in ("separate", "nested"):
         raise PmpdError(f"{where}: layout {layout!r}", "write separate or nested")
+    if si["overlap"] > 1:
+        raise PmpdError(f"{where}: overlap is {si['overlap']}", "give a share, at most 1")
     output_type = profile.get("output_type")
     device = Device(
         name=str(profile.get("name", Path(where).stem)),
@@ -163,6 +168,7 @@ def parse(profile: Mapping[str, Any], where: str) -> Device:
         granularity=si["granularity_bytes"],
         storage=si["storage_gb_s"],
         attention=si["attention_tops"],
+        overlap=si["overlap"],
         activation_bits=si["activation_bits"],
         kv_bits=si["kv_bits"],
         operator_seconds=si["operator_us"],

@@ -6,25 +6,38 @@ memory has no part in that; the profile then predicts models that do not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from pmpd_edge import gguf_info
 from pmpd_edge.errors import PmpdError
-from pmpd_edge.simulate.model import Level
+from pmpd_edge.simulate.model import Level, Model, Product
 
 MEASURED = "measured on this machine"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How fast a level of a small model is, seconds a token."""
+    """How fast a level of a small model is, seconds a token.
 
-    level: Level
+    Attributes:
+        prompt: tokens that prefill evaluates.
+        context: tokens that a decode step attends to, itself among them; their mean.
+    """
+
+    model: Model
+    precision: int
+    prompt: int
+    context: float
     prefill: float
     decode: float
+
+    @property
+    def level(self) -> Level:
+        return self.model.level(self.precision)
 
 
 @dataclass(frozen=True)
@@ -32,44 +45,75 @@ class Kernels:
     """What samples say of a machine.
 
     Attributes:
-        operations: per second in prefill, by type.
+        operations: per second in prefill, by type: the best of several shapes, at their shortest prompts.
         weights: per second in decode, by type: with all that becomes of them, not dequantisation alone.
+        attention: operations of attention per second in decode.
         operator_seconds, step_seconds: what is left for each operator and each step.
     """
 
     operations: Mapping[str, float]
     weights: Mapping[str, float]
+    attention: float
     operator_seconds: float
     step_seconds: float
 
 
 def fit(samples: Sequence[Sample]) -> Kernels:
-    """Find the kernels' speed by least squares: decode time is a sum over weights by type, operators and one step.
+    """Find the kernels' speed by least squares: decode time is a sum over weights by type, attention and overheads.
 
     Args:
-        samples: each type in several shapes, which have to differ in weights for each operator.
+        samples: each type in several shapes, which have to differ in weights for each operator, and in the tokens that
+            a step attends to.
 
     Raises:
         PmpdError: the samples do not tell types and overhead apart.
     """
     types = sorted({product.type for sample in samples for product in sample.level.products})
     rows = [
-        [*(_weights(sample.level, name) for name in types), float(len(sample.level.products)), 1.0]
+        [
+            *(_elements(sample.level.products, name) for name in types),
+            sample.model.attention(sample.context),
+            float(len(sample.level.products)),
+            1.0,
+        ]
         for sample in samples
     ]
     scale = np.abs(rows).max(0)  # weights are many, seconds few
     found, _, rank, _ = np.linalg.lstsq(np.array(rows) / scale, np.array([s.decode for s in samples]), rcond=1e-6)
-    if rank < len(scale) or (found[: len(types)] <= 0).any():
+    if rank < len(scale) or (found[: len(types) + 1] <= 0).any():
         raise PmpdError(
             "these samples do not tell weights and overhead apart", "measure more shapes, alone on the machine"
         )
     seconds = dict(zip(types, found / scale, strict=False))
-    operator, step = (max(0.0, float(value)) for value in (found / scale)[len(types) :])
-    return Kernels(_operations(samples), {name: 1 / float(seconds[name]) for name in types}, operator, step)
+    attention, operator, step = (max(0.0, float(value)) for value in (found / scale)[len(types) :])
+    weights = {name: 1 / float(seconds[name]) for name in types}
+    kernels = Kernels({}, weights, 1 / attention, operator, step)
+    return replace(kernels, operations=_operations(samples, kernels))
+
+
+def overlap(bandwidth: float, cached: Mapping[str, float], cold: Mapping[str, float]) -> float:
+    """How much of the shorter one of moving and computing the longer one hides, the mean over types.
+
+    Args:
+        bandwidth: bytes per second that reading reaches.
+        cached, cold: by type, seconds for each weight of products whose weights are in a cache, and in none.
+    """
+    shares = []
+    for name, computing in cached.items():
+        moving = gguf_info.bits(name) / 8 / bandwidth
+        shares.append((cold[name] - max(moving, computing)) / min(moving, computing))
+    return min(1.0, max(0.01, 1 - float(np.mean(shares))))  # a profile's figures are above 0
 
 
 def profile(
-    title: str, *, memory: float, bandwidth: float, buffer: float, types: Mapping[int, str], kernels: Kernels
+    title: str,
+    *,
+    memory: float,
+    bandwidth: float,
+    buffer: float,
+    types: Mapping[int, str],
+    kernels: Kernels,
+    overlap: float,
 ) -> dict[str, Any]:
     """A profile to be written as JSON.
 
@@ -79,6 +123,7 @@ def profile(
         bandwidth: bytes per second that reading reaches.
         types: by precision, as a bundle's levels have them.
         kernels: what `fit` found.
+        overlap: what `overlap` found.
     """
     rates = {name: _kernel(name, kernels) for name in kernels.weights}
     slowest = min(rates.values(), key=lambda rate: rate["tops"])
@@ -89,14 +134,17 @@ def profile(
         "bandwidth_gb_s": bandwidth / 1e9,
         "buffer_mib": buffer / 2**20,
         "granularity_bytes": 64,
-        "attention_tops": slowest["tops"],
+        "attention_tops": kernels.attention / 1e12,
+        "overlap": overlap,
         "activation_bits": 32,
         "operator_us": 1e6 * kernels.operator_seconds,
         "step_us": 1e6 * kernels.step_seconds,
         "output_type": "Q8_0",
         "types": {str(precision): name for precision, name in types.items()},
         "kernels": {**rates, "other": slowest},
-        "sources": {"bandwidth_gb_s": MEASURED, "kernels": MEASURED, "operator_us": MEASURED, "step_us": MEASURED},
+        "sources": dict.fromkeys(
+            ("bandwidth_gb_s", "attention_tops", "overlap", "operator_us", "step_us", "kernels"), MEASURED
+        ),
     }
 
 
@@ -108,15 +156,35 @@ def _kernel(name: str, kernels: Kernels) -> dict[str, float]:
     return {**rate, "gweights_s": 1e-9 / left} if left > 0 else rate
 
 
-def _operations(samples: Sequence[Sample]) -> dict[str, float]:
-    """Operations per second of prefill, by the type of the layers' matrices; the best of several shapes."""
+def _operations(samples: Sequence[Sample], kernels: Kernels) -> dict[str, float]:
+    """Operations per second of prefill, by the type of the layers' matrices, once all else that decode shows is off."""
+    shortest = min(sample.prompt for sample in samples)
     best: dict[str, float] = {}
     for sample in samples:
-        elements = sum(product.elements for product in sample.level.products if not product.is_output)
-        kind = sample.level.type
-        best[kind] = max(best.get(kind, 0.0), 2 * elements / sample.prefill)
-    return best
+        if sample.prompt == shortest:
+            operations = 2.0 * shortest * _elements(product for product in sample.level.products if _is_of_all(product))
+            seconds = shortest * sample.prefill - _beside(sample, kernels)
+            kind = sample.level.type
+            best[kind] = max(best.get(kind, 0.0), operations / seconds if seconds > 0 else 0.0)
+    return {kind: rate for kind, rate in best.items() if rate}
 
 
-def _weights(level: Level, kind: str) -> float:
-    return float(sum(product.elements for product in level.products if product.type == kind))
+def _beside(sample: Sample, kernels: Kernels) -> float:
+    """Seconds of a prompt's attention, overheads, and matrices that only its last token is multiplied with."""
+    pairs = sample.prompt * (sample.prompt + 1) / 2
+    single = [product for product in sample.level.products if not _is_of_all(product)]
+    return (
+        sum(product.elements / kernels.weights[product.type] for product in single)
+        + sample.model.attention(pairs) / kernels.attention
+        + len(sample.level.products) * kernels.operator_seconds
+        + kernels.step_seconds
+    )
+
+
+def _is_of_all(product: Product) -> bool:
+    return not product.sampled_only
+
+
+def _elements(products: Iterable[Product], kind: str | None = None) -> float:
+    """Weights of products, all or those of a type."""
+    return float(sum(product.elements for product in products if kind in (None, product.type)))

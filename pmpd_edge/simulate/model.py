@@ -21,7 +21,8 @@ class Product:
         elements, bytes: all its weights, those of all experts together.
         used: the share of them that one token is multiplied with: 1, or a mixture's few experts.
         tables: bytes of look-up tables (centroids) that its weights are indices into.
-        is_output: whether only the tokens that are sampled from are multiplied with it.
+        sampled_only: whether only the tokens that are sampled from are multiplied with it: the output matrix, and the
+            last layer's feed-forward matrices, as llama.cpp leaves out what nothing depends on.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Product:
     bytes: float
     used: float = 1.0
     tables: float = 0.0
-    is_output: bool = False
+    sampled_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ class Model:
     def bpw(self, level: Level) -> float:
         """Real bits per weight of a level: bits that a decode step reads / parameters read."""
         return 8 * level.weight_bytes / self.parameters_read
+
+    def attention(self, pairs: float) -> float:
+        """Operations of the attention of all layers, for pairs of a token and one that it attends to."""
+        return 4.0 * self.layers * self.heads * self.head_dim * pairs
 
     def kv_bytes(self, tokens: int, bits: float) -> float:
         """Bytes of the KV cache of all layers."""

@@ -86,7 +86,7 @@ def _draw_roofline(axes: Any, roofline: Roofline, levels: Mapping[int, Answer]) 
     points: list[tuple[float, float]] = []
     for i, (precision, answer) in enumerate(levels.items()):
         colour = _COLOURS[i % len(_COLOURS)]
-        kinds = {product.type for product in roofline.model.level(precision).products if not product.is_output}
+        kinds = {product.type for product in roofline.model.level(precision).products if not product.sampled_only}
         ceiling = min(device.kernel(kind).operations for kind in kinds)
         axes.axhline(ceiling, color=colour, linewidth=0.8, linestyle=":")
         for cost, fill in ((answer.decode, colour), (answer.prefill, "white")):

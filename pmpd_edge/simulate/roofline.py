@@ -1,8 +1,8 @@
 """What evaluating tokens costs on a device: a roofline for every operator.
 
-An operator takes as long as moving its bytes or as doing its arithmetic, whichever is longer; an evaluation takes as
-long as its operators one after the other. docs/simulate.md has the equations. Knows one evaluation; answers are the
-business of `answer.py`.
+An operator takes as long as moving its bytes or as doing its arithmetic, whichever is longer, and what this does not
+hide of the other; an evaluation takes as long as its operators one after the other. docs/simulate.md has the equations.
+Knows one evaluation; answers are the business of `answer.py`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Roofline:
         with_tables = not (cached or self.tables_stay(level))
         total = self._cost(0 if cached else level.other_bytes, 0.0, 0.0)
         for product in level.products:
-            total += self._product(product, 1 if product.is_output else tokens, cached, with_tables)
+            total += self._product(product, 1 if product.sampled_only else tokens, cached, with_tables)
         return total
 
     def _product(self, product: Product, tokens: int, cached: bool, with_tables: bool) -> Cost:
@@ -120,7 +120,7 @@ class Roofline:
         one = model.kv_elements * device.kv_bits / 8
         moved = 0.0 if cached else self._transferred((before + tokens) * one) + self._transferred(tokens * one)
         pairs = tokens * before + tokens * (tokens + 1) / 2
-        operations = 4.0 * model.heads * model.head_dim * pairs
+        operations = model.attention(pairs) / model.layers
         return self._cost(moved, operations, operations / device.attention, operators=1)
 
     def _transferred(self, n_bytes: float) -> float:
@@ -129,4 +129,5 @@ class Roofline:
 
     def _cost(self, moved: float, operations: float, compute: float, operators: int = 0) -> Cost:
         memory, overhead = moved / self.device.bandwidth, operators * self.device.operator_seconds
-        return Cost(max(memory, compute) + overhead, memory, compute, overhead, moved, operations)
+        unhidden = (1 - self.device.overlap) * min(memory, compute)
+        return Cost(max(memory, compute) + unhidden + overhead, memory, compute, overhead, moved, operations)

@@ -112,18 +112,23 @@ def _level(shape: Shape, precision: int, device: Device) -> Level:
     kind = device.type_of(precision)
     output_kind = kind if precision == 16 or device.output_type is None else device.output_type
     products = [
-        _product(f"blk.{layer}.{name}.weight", rows, columns, kind, device)
+        _product(f"blk.{layer}.{name}.weight", rows, columns, kind, device, _is_last(shape, layer, name))
         for layer in range(shape.layers)
         for name, rows, columns in shape.layer_matrices()
     ]
-    output = _product("output.weight", shape.vocabulary, shape.hidden, output_kind, device, is_output=True)
+    output = _product("output.weight", shape.vocabulary, shape.hidden, output_kind, device, sampled_only=True)
     embeddings = 0 if shape.tied else output.bytes  # a table of which a step looks up one row
     other = 4.0 * shape.vectors
     size = sum(product.bytes + product.tables for product in (*products, output)) + embeddings + other
     return Level(precision, kind, (*products, output), other, {f"{precision} bits": size})
 
 
-def _product(name: str, rows: int, columns: int, kind: str, device: Device, is_output: bool = False) -> Product:
+def _is_last(shape: Shape, layer: int, name: str) -> bool:
+    """Whether nothing but the logits depends on what this matrix computes."""
+    return layer == shape.layers - 1 and name.startswith("ffn_")
+
+
+def _product(name: str, rows: int, columns: int, kind: str, device: Device, sampled_only: bool) -> Product:
     kernel = device.kernel(kind)
     if kernel.bits is None and kind not in gguf_info.TYPES:
         raise PmpdError(f"{device.name}: type {kind} is none of GGML's", "say how many bits its kernel has")
@@ -137,7 +142,7 @@ def _product(name: str, rows: int, columns: int, kind: str, device: Device, is_o
         elements,
         elements * bits / 8,
         tables=2.0 * kernel.centroids * rows,
-        is_output=is_output,
+        sampled_only=sampled_only,
     )
 
 

@@ -23,6 +23,7 @@ MINE = {
     "bandwidth_share": 0.8,
     "buffer_mib": 4,
     "attention_tops": 1,
+    "overlap": 0.6,
     "step_us": 20,
     "types": {"4": "Q4_K", "8": "Q8_0"},
     "kernels": {"Q8_0": {"tops": 2, "gweights_s": 100}, "other": {"tops": 1}},
@@ -35,6 +36,7 @@ def test_a_profile_is_read_into_bytes_seconds_and_operations(tmp_path):
     device = devices.load(str(path))
     assert (device.name, device.memory, device.bandwidth, device.buffer) == ("mine", 8 * 2**30, 40e9, 4 * 2**20)
     assert (device.step_seconds, device.operator_seconds, device.kv_bits) == (pytest.approx(20e-6), 0, 16)
+    assert (device.overlap, devices.load("laptop").overlap) == (0.6, 1)
     assert list(device.types.items()) == [(8, "Q8_0"), (4, "Q4_K")]
     assert device.kernel("Q8_0") == devices.Kernel(2e12, 100e9)
     assert device.kernel("Q4_K") == device.kernel("Q6_K") == devices.Kernel(1e12)
@@ -93,6 +95,7 @@ def test_the_devices_are_those_that_the_documentation_names():
         ({"bandwidth_gb_s": float("nan")}, "bandwidth_gb_s is nan, not a number"),
         ({"bandwidth_gb_s": 0}, "bandwidth_gb_s is 0: give a number above 0"),
         ({"step_us": -1}, "step_us is -1: give a number above 0"),
+        ({"overlap": 1.5}, "overlap is 1.5: give a share, at most 1"),
         ({"bandwith": 5}, "nothing is called 'bandwith'"),
         ({"kernels": {}}, "no kernels"),
         ({"kernels": {"Q8_0": {"tops": 1}}}, "no kernel of type Q4_K: add it to the profile"),

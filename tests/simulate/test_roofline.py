@@ -8,7 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import BITS, MATRICES, OUTPUT, SHAPE, TYPES, VECTORS, make_device
+from simulated import BITS, LAST, MATRICES, OUTPUT, SHAPE, TYPES, VECTORS, make_device
 
 from pmpd_edge.simulate.device import Device, Kernel
 from pmpd_edge.simulate.model import Level, Model, Product
@@ -44,6 +44,15 @@ def test_bound_by_arithmetic_a_step_takes_its_operations_over_the_peak():
     assert cost.bound == COMPUTE
 
 
+def test_what_is_not_hidden_of_the_shorter_one_adds_to_the_longer_one():
+    kernels = {"other": Kernel(5e9)}
+    hidden = evaluate(make_device(kernels=kernels), 8)
+    half, none = (evaluate(make_device(kernels=kernels, overlap=share), 8) for share in (0.5, 1e-12))
+    assert hidden.memory > 0 < hidden.compute
+    assert none.seconds == pytest.approx(none.memory + none.compute)
+    assert half.seconds == pytest.approx((hidden.seconds + none.seconds) / 2)
+
+
 def test_dequantisation_adds_to_the_arithmetic():
     cost = evaluate(make_device(bandwidth=1e30, kernels={"other": Kernel(1e9, weights=5e8)}))
     assert cost.compute == pytest.approx((MATRICES + OUTPUT) * (2 / 1e9 + 1 / 5e8))
@@ -53,7 +62,7 @@ def test_prefill_dequantises_once_a_block():
     kernels = {"other": Kernel(1e30, weights=1e9)}
     together, blocks = (make_device(bandwidth=1e30, buffer=n, kernels=kernels) for n in (1e9, 1.0))
     assert evaluate(together, tokens=10).compute == pytest.approx((MATRICES + OUTPUT) / 1e9)
-    assert evaluate(blocks, tokens=10).compute == pytest.approx((10 * MATRICES + OUTPUT) / 1e9)
+    assert evaluate(blocks, tokens=10).compute == pytest.approx((10 * (MATRICES - LAST) + LAST + OUTPUT) / 1e9)
 
 
 def test_of_a_mixture_a_token_needs_few_experts_and_a_prompt_all():
@@ -94,17 +103,18 @@ def test_prefill_reads_the_weights_once_where_its_activations_fit_and_once_a_blo
     weights = (MATRICES + OUTPUT) * 2 + 4 * VECTORS
     assert evaluate(room, tokens=10).bytes == pytest.approx(weights + 2 * kv_bytes(10))
     # Matrices of the feed-forward layer go in three blocks, smaller ones in fewer, and the output is of one token.
-    narrow, square, wide = 3 * 2 * 128 * 256, 3 * 2 * 256 * 256, 3 * 3 * 512 * 256
+    narrow, square, wide = 3 * 2 * 128 * 256, 3 * 2 * 256 * 256, 2 * 3 * 512 * 256
     per_block = {narrow: 8, square: 6, wide: 4}
     expected = sum(2 * elements * math.ceil(10 / block) for elements, block in per_block.items())
-    assert evaluate(blocks, tokens=10).bytes == pytest.approx(expected + 2 * OUTPUT + 4 * VECTORS + 2 * kv_bytes(10))
+    once = 2 * (LAST + OUTPUT) + 4 * VECTORS
+    assert evaluate(blocks, tokens=10).bytes == pytest.approx(expected + once + 2 * kv_bytes(10))
 
 
-def test_prefill_computes_the_logits_of_the_last_token_only():
+def test_prefill_computes_of_the_last_token_only_what_just_the_logits_depend_on():
     one, ten = (evaluate(make_device(), tokens=n).operations for n in (1, 10))
     attention = [3 * 4 * 4 * 64 * n * (n + 1) / 2 for n in (1, 10)]
     assert one - attention[0] == 2 * (MATRICES + OUTPUT)
-    assert ten - attention[1] == 2 * (10 * MATRICES + OUTPUT)
+    assert ten - attention[1] == 2 * (10 * (MATRICES - LAST) + LAST + OUTPUT)
 
 
 def test_the_attention_of_a_prompt_is_that_of_its_tokens_one_by_one():

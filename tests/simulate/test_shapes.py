@@ -109,8 +109,8 @@ def test_a_bundle_and_the_shape_of_its_model_read_the_same(tmp_path, tied):
     assert (found.layers, found.heads, found.head_dim, found.kv_elements) == (2, 4, 64, 2 * 2 * 64)
     for level, other in zip(found.levels, expected.levels, strict=True):
         assert level.weight_bytes == other.weight_bytes
-        assert sorted((p.rows, p.columns, p.type, p.is_output) for p in level.products) == sorted(
-            (p.rows, p.columns, p.type, p.is_output) for p in other.products
+        assert sorted((p.rows, p.columns, p.type, p.sampled_only) for p in level.products) == sorted(
+            (p.rows, p.columns, p.type, p.sampled_only) for p in other.products
         )
         (name,) = level.files
         assert sum(tensor.bytes for tensor in gguf_info.read(bundle.path / name).tensors) == sum(other.files.values())
