@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""What our patches to ggml's CPU kernels gain: the figures of docs/benchmarks/kernels.md.
+
+    python scripts/bench_kernels.py --before LIB --work DIR > docs/benchmarks/kernels.md
+
+LIB holds the libraries built without those patches (native/README.md). Both libraries run by turns, in processes of
+their own, on a random 1.1 B Llama whose files are made in DIR and kept. Run it alone. With --instructions, valgrind
+counts what products of one matrix execute, which other programs do not change; it knows no AVX-512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import N_DECODE, N_PREFILL, Store, Types, once, say, speeds
+
+from pmpd_edge import cpu, device, native
+from pmpd_edge.bench import bandwidth, ggml, matvec
+from pmpd_edge.bench.random_model import write_llama
+
+SHAPE: dict[str, Any] = {"hidden": 2048, "heads": 32, "kv_heads": 4, "ff": 5632, "metadata": {"context_length": 2048}}
+SUMS: tuple[Types, ...] = (
+    ("Q8_0",), ("Q6_K",), ("Q5_K",), ("Q4_K",), ("Q4_0",), ("Q3_K",), ("Q2_K",), ("Q3_K", "Q1_0"), ("Q2_K", "Q1_0"),
+)  # fmt: skip
+COUNTED = ("Q4_K", "Q3_K", "Q2_K", "Q1_0")
+MATRIX = (2048, 2048)  # columns, rows of what instructions are counted for
+FEW, MANY = 2, 10  # products, whose difference leaves out what is done once
+BANDWIDTH_REPETITIONS = 10
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass
+class Figures:
+    """What one library reached: tokens/s by sum of types, and bytes/s, one of each per turn."""
+
+    prefill: dict[str, list[float]] = field(default_factory=dict)
+    decode: dict[str, list[float]] = field(default_factory=dict)
+    bandwidth: list[float] = field(default_factory=list)
+
+    def add(self, turn: dict[str, dict[str, float]], bandwidth: float) -> None:
+        for kind, values in ((self.prefill, turn["prefill"]), (self.decode, turn["decode"])):
+            for name, value in values.items():
+                kind.setdefault(name, []).append(value)
+        self.bandwidth.append(bandwidth)
+
+
+def child(library: Path, *arguments: str, under: Sequence[str] = ()) -> str:
+    """What this script prints in a process that computes with another library."""
+    environment = {**os.environ, native.LIB_PATH: str(library), "PYTHONHASHSEED": "0"}
+    command = [*under, sys.executable, __file__, *arguments]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def measure_turn(source: Path, threads: int) -> None:
+    """One turn of one library, as JSON."""
+    found = speeds(Store(source, threads), SUMS, 1, threads)
+    reached = bandwidth.measure(ggml.find_device("cpu"), threads, BANDWIDTH_REPETITIONS).bytes_per_second
+    turn = {
+        "prefill": {" + ".join(types): speed.prefill[0] for types, speed in found.items()},
+        "decode": {" + ".join(types): speed.decode[0] for types, speed in found.items()},
+    }
+    print(json.dumps([turn, reached]))
+
+
+def multiply(type_name: str, products: int) -> None:
+    """Products of one matrix with one thread, for valgrind to count."""
+    with (
+        ggml.Backend(ggml.find_device("cpu"), 1) as backend,
+        matvec.Matrices(backend, type_name, [MATRIX]) as matrices,
+    ):
+        for _ in range(products):
+            matrices.multiply()
+
+
+def instructions(library: Path, type_name: str) -> float:
+    """Instructions per weight of a matrix-vector product, with all that ggml does around it."""
+
+    def total(products: int) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            valgrind = ("valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}")
+            child(library, "--products", type_name, str(products), under=valgrind)
+            counted = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
+            assert counted, "callgrind writes its sum"
+            return int(counted[1])
+
+    columns, rows = MATRIX
+    return (total(MANY) - total(FEW)) / (MANY - FEW) / columns / rows
+
+
+def speed_table(store: Store, figures: dict[str, Figures], limit: float) -> None:
+    """Speeds of both libraries, and how much of the bandwidth the bytes of a decode step take."""
+    print("| type | bpw | prefill, t/s: before | after | decode, t/s: before | after | gain | share: before | after |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for types in SUMS:
+        name, size = " + ".join(types), store.size(types)
+        prefill = [statistics.median(figures[side].prefill[name]) for side in (BEFORE, AFTER)]
+        decode = [statistics.median(figures[side].decode[name]) for side in (BEFORE, AFTER)]
+        turns = zip(figures[BEFORE].decode[name], figures[AFTER].decode[name], strict=True)
+        gain = statistics.median(after / before for before, after in turns)
+        shares = [rate * size / limit for rate in decode]
+        print(
+            f"| {name} | {store.bpw(types):.2f} | {prefill[0]:.0f} | {prefill[1]:.0f} "
+            f"| {decode[0]:.1f} | {decode[1]:.1f} | {gain:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |"
+        )
+
+
+def instruction_table(libraries: dict[str, Path]) -> None:
+    """Instructions per weight of both libraries."""
+    print("\n| type | bytes per weight | instructions per weight: before | after |")
+    print("|---|---|---|---|")
+    for type_name in COUNTED:
+        before, after = (instructions(libraries[side], type_name) for side in (BEFORE, AFTER))
+        size = matvec.row_bytes(type_name, MATRIX[0]) / MATRIX[0]
+        print(f"| {type_name} | {size:.3f} | {before:.3f} | {after:.3f} |")
+        say(f"{type_name}: {before:.3f}, {after:.3f} instructions per weight")
+
+
+def compare(args: argparse.Namespace, libraries: dict[str, Path]) -> None:
+    """Measure both libraries by turns, and print what they reached."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    source = once(
+        args.work / f"random-{args.layers}.gguf",
+        lambda path: write_llama(path, dtype=np.float16, layers=args.layers, **SHAPE),
+    )
+    store = Store(source, args.threads)
+    for types in SUMS:
+        store.files(types)  # all before the first is timed
+    figures = {side: Figures() for side in libraries}
+    for _ in range(args.turns):
+        for side, library in libraries.items():
+            say(f"{side}:")
+            figures[side].add(*json.loads(child(library, "--turn", str(source), "--threads", str(args.threads))))
+    limit = max(rate for side in figures.values() for rate in side.bandwidth)
+    print(HEAD.format(machine=device.describe(), limit=limit / 1e9, **vars(args), prefill=N_PREFILL, decode=N_DECODE))
+    speed_table(store, figures, limit)
+
+
+HEAD = """# Low-bit kernels of the CPU
+
+Made by `python scripts/bench_kernels.py --before LIB --work DIR`. What bounds these kernels: [kernels](../kernels.md).
+
+Machine: {machine}. {threads} thread(s).
+
+A Llama of {layers} layers, 2048 wide, random weights; {prefill} tokens of prefill and {decode} steps after it, medians
+of {turns} turns; before: the library without the patches of kernels. Share: bytes of weights read per second of decode,
+of {limit:.1f} GB/s, the best rate at which either library multiplied float32 matrices that no cache holds, in this run.
+Gain: of decode, the median over pairs of turns.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="directory of the libraries without the patches of kernels")
+    parser.add_argument("--work", type=Path, help="directory for the model's files, kept")
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--threads", type=int, default=cpu.default_threads())
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--instructions", action="store_true", help="count instructions, too")
+    parser.add_argument("--turn", type=Path, metavar="SOURCE", help=argparse.SUPPRESS)
+    parser.add_argument("--products", nargs=2, metavar=("TYPE", "COUNT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.products:
+        multiply(args.products[0], int(args.products[1]))
+    elif args.turn:
+        measure_turn(args.turn, args.threads)
+    elif args.before and args.work:
+        native.load()
+        libraries = {BEFORE: args.before, AFTER: Path(os.environ[native.LIB_PATH])}
+        compare(args, libraries)
+        if args.instructions:
+            instruction_table(libraries)
+    else:
+        parser.error("--before and --work are needed")
+
+
+if __name__ == "__main__":
+    main()
