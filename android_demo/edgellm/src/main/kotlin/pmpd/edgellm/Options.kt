@@ -1,0 +1,97 @@
+package pmpd.edgellm
+
+/** What answers are computed with: stepping down, everything at the highest precision, everything at the lowest. */
+enum class Method { PMPD, HIGH, LOW }
+
+/** How [Method.PMPD] steps down. */
+sealed class Schedule {
+    internal abstract val text: String
+    internal open val highSteps: Int get() = -1
+
+    /**
+     * Switches at fixed steps.
+     *
+     * @param highSteps decode steps before the first switch; null: as in the schedule.
+     * @param switches such as `8@1,4@86`: precision 8 from step 1, 4 from step 86; null: the bundle's.
+     */
+    data class Static(val steps: Int? = null, val switches: String? = null) : Schedule() {
+        override val text get() = if (switches == null) "static" else "static:$switches"
+        override val highSteps get() = steps ?: -1
+    }
+
+    /** One precision for all decode steps. */
+    data class Fixed(val precision: Int) : Schedule() {
+        override val text get() = "fixed:$precision"
+    }
+
+    /** The bundle's predictor looks at each prompt. Only where [Bundle.hasPredictor]. */
+    object Learned : Schedule() {
+        override val text get() = "learned"
+
+        override fun toString() = "Learned"
+    }
+}
+
+/**
+ * How a bundle is loaded and run.
+ *
+ * @property prefill the precision of prompts, for [Method.PMPD]; 0: the bundle's.
+ * @property contextTokens 0: what the model was trained on, at most 4096.
+ * @property batchTokens tokens that are evaluated together at most.
+ * @property threads 0: the fast cores, at most 4. More than the fast cores is slower, often by far.
+ * @property gpuLayers -1: all, where there is a GPU backend.
+ * @property useMmap map the files instead of reading them. Weight types that the CPU repacks are then held twice.
+ * @property pinThreads bind the threads to the fast cores.
+ */
+data class SessionOptions(
+    val method: Method = Method.PMPD,
+    val schedule: Schedule = Schedule.Static(),
+    val prefill: Int = 0,
+    val contextTokens: Int = 0,
+    val batchTokens: Int = 512,
+    val threads: Int = 0,
+    val gpuLayers: Int = -1,
+    val useMmap: Boolean = false,
+    val pinThreads: Boolean = false,
+) {
+    internal val methodText get() = method.name.lowercase().toNative()
+    internal val schedulerText get() = schedule.text.toNative()
+
+    /** In the order in which edgellm.cpp reads them. */
+    internal val numbers
+        get() = intArrayOf(
+            schedule.highSteps,
+            prefill,
+            contextTokens,
+            batchTokens,
+            threads,
+            gpuLayers,
+            if (useMmap) 1 else 0,
+            if (pinThreads) 1 else 0,
+        )
+}
+
+/** How a token is chosen from the logits; temperature 0 takes the likeliest. */
+data class Sampling(
+    val temperature: Float = 0f,
+    val topK: Int = 40,
+    val topP: Float = 0.95f,
+    val minP: Float = 0.05f,
+    val repeatPenalty: Float = 1f,
+    val seed: Int = 0,
+)
+
+/**
+ * What is wanted of one answer.
+ *
+ * @property maxNewTokens 0: the bundle's.
+ * @property stop texts that end the answer and are no part of it.
+ */
+data class Request(
+    val maxNewTokens: Int = 0,
+    val sampling: Sampling = Sampling(),
+    val stop: List<String> = emptyList(),
+)
+
+/** One message of a conversation; [role] is `system`, `user` or `assistant`. */
+data class Message(val role: String, val content: String)
