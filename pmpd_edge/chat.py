@@ -39,12 +39,13 @@ HELP = {
 class Settings:
     """What can change between two answers; the names are those of the command's options.
 
-    `max_new_tokens` None is the bundle's own, `seed` None another one for every answer.
+    `scheduler` None is the method's own, `max_new_tokens` None the bundle's, `seed` None another one for every answer.
     """
 
     method: str = "pmpd"
-    scheduler: str = "static"
+    scheduler: str | None = None
     high_steps: int | None = None
+    draft_tokens: int | str = "auto"
     max_new_tokens: int | None = None
     temperature: float = Sampling.temperature
     top_k: int = Sampling.top_k
@@ -76,7 +77,12 @@ class Conversation:
 
     def change(self, settings: Settings) -> None:
         """Answer with these settings from now on; raises PmpdError, with nothing changed, where they do not fit."""
-        self.llm.configure(method=settings.method, scheduler=settings.scheduler, high_steps=settings.high_steps)
+        self.llm.configure(
+            method=settings.method,
+            scheduler=settings.scheduler,
+            high_steps=settings.high_steps,
+            draft_tokens=settings.draft_tokens,
+        )
         self.settings = settings
 
     @property
@@ -202,6 +208,8 @@ class Session:
         ui.note(
             f"{conversation.llm.bundle.name} · {conversation.settings.method} · {bits} bits · /help lists the commands"
         )
+        if forecast := conversation.llm.forecast():
+            ui.note(forecast.capitalize() + ".")
         if conversation.llm.bundle.path == default_bundle():
             ui.note('Write a sentence in German, or begin with "Translate from French to English:".')
 
@@ -284,6 +292,8 @@ class Session:
         value = getattr(self._conversation.settings, name)
         if name == "max_new_tokens":
             value = self._conversation.max_new_tokens
+        if name == "scheduler" and value is None:
+            value = "none" if self._conversation.settings.method == "lossless" else "static"
         absent = {"seed": "another one for every answer", "high_steps": "as scheduled"}
         return absent.get(name, "") if value is None else str(value)
 
@@ -292,14 +302,17 @@ def answer_once(conversation: Conversation, text: str) -> dict[str, Any]:
     """Answer a single message without drawing anything.
 
     Returns:
-        `text`; `tokens`, each with `id`, `text` and `precision`, an end-of-answer token included; `stats`.
+        `text`; `tokens`, each with `id`, `text`, `precision` and, from `lossless`, `drafted`, an end-of-answer token
+        included; `stats`.
     """
     prompt, _ = conversation.prompt(text)
     tokens = list(conversation.answer(text, prompt))
+    stats = conversation.llm.stats
+    shown = ("id", "text", "precision", "drafted") if stats.drafting else ("id", "text", "precision")
     return {
         "text": "".join(token.text for token in tokens),
-        "tokens": [{"id": token.id, "text": token.text, "precision": token.precision} for token in tokens],
-        "stats": conversation.llm.stats.to_dict(),
+        "tokens": [{name: getattr(token, name) for name in shown} for token in tokens],
+        "stats": stats.to_dict(),
     }
 
 

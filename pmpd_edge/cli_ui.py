@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import groupby, pairwise
 from types import TracebackType
 from typing import Any, TextIO
 
 from pmpd_edge.bundle import REPORT, Bundle, Level, StaticSchedule, in_one_line, to_document
 from pmpd_edge.gguf_info import TENSOR_CLASSES
-from pmpd_edge.stats import GenerationStats
+from pmpd_edge.stats import DraftingStats, GenerationStats
 from pmpd_edge.stream import Token
 
-ORANGE, DIM, RESET = "\x1b[38;5;208m", "\x1b[2m", "\x1b[0m"
+ORANGE, UNDERLINE, DIM, RESET = "\x1b[38;5;208m", "\x1b[4m", "\x1b[2m", "\x1b[0m"
 SHOW_AFTER = 2.0  # seconds that people wait without a word
 REDRAW_EVERY = 0.1
 SCHEDULE_WIDTH = 56  # columns
@@ -37,7 +37,7 @@ def is_coloured(file: TextIO) -> bool:
 
 
 class AnswerView:
-    """Draws one answer on standard output while it grows.
+    """Draws one answer on standard output while it grows; tokens that had been drafted are underlined.
 
     Args:
         low: tokens of this precision are drawn in orange; None for no such.
@@ -46,8 +46,9 @@ class AnswerView:
     def __init__(self, low: int | None) -> None:
         self._out = sys.stdout
         self._terminal = self._out.isatty()
-        self._low = low if is_coloured(self._out) else None
-        self._orange = False
+        self._coloured = is_coloured(self._out)
+        self._low = low
+        self._style = ""
         self._added = False
         self._begun = False
 
@@ -60,21 +61,21 @@ class AnswerView:
         if not text:
             return
         self._begun = True
-        self._paint(token.precision == self._low)
+        self._paint(ORANGE * (token.precision == self._low) + UNDERLINE * token.drafted)
         self._out.write(text)
         self._out.flush()
 
     def end(self) -> None:
         """End the line, if there is one: an answer's, or on a terminal that which echoes Ctrl-C."""
-        self._paint(False)
+        self._paint("")
         if self._added or self._terminal:
             self._out.write("\n")
         self._out.flush()
 
-    def _paint(self, orange: bool) -> None:
-        if orange != self._orange:
-            self._out.write(ORANGE if orange else RESET)
-            self._orange = orange
+    def _paint(self, style: str) -> None:
+        if self._coloured and style != self._style:
+            self._out.write(RESET * bool(self._style) + style)
+            self._style = style
 
 
 @contextmanager
@@ -140,6 +141,8 @@ def summary(stats: GenerationStats) -> str:
         parts.append(" → ".join(path))
     elif stats.precisions:
         parts.append(f"all at {stats.precisions[0]}")
+    if stats.drafting and stats.drafting.acceptance is not None:
+        parts.append(f"{stats.drafting.acceptance:.0%} of the drafts kept")
     return " · ".join(parts)
 
 
@@ -160,7 +163,21 @@ def details(stats: GenerationStats) -> str:
         "average": average,
         "switches": switches or "none",
     }
-    return columns(rows)
+    return columns(rows | (_drafting_rows(stats.drafting) if stats.drafting else {}))
+
+
+def _drafting_rows(drafting: DraftingStats) -> dict[str, str]:
+    told = drafting.to_dict()
+    if not told["verifications"]:
+        return {"drafts": f"none at precision {drafting.precision}"}
+    runs = [(drafts, len(list(run))) for drafts, run in groupby(told["draft_tokens"])]
+    return {
+        "drafts": f"{told['drafted']} at precision {drafting.precision}, {told['kept']} of them kept "
+        f"({told['acceptance']:.0%})",
+        "verifications": f"{told['verifications']}, {told['tokens_per_verification']:.2f} tokens each",
+        "draft tokens": ", ".join(f"{drafts} x{count}" if count > 1 else f"{drafts}" for drafts, count in runs),
+        "drafting": f"{told['drafting_seconds']:.3f} s, then verifying {told['verifying_seconds']:.3f} s",
+    }
 
 
 def columns(rows: Mapping[str, str]) -> str:

@@ -33,6 +33,11 @@ class Levels:
         self._current = (model,)
         self._fitting: set[int] = set()
 
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The names of the weights files that are in memory."""
+        return frozenset(self._models)
+
     def load(self, *precisions: int) -> None:
         """Load the weights of levels and see that they fit the context, so that switching to them later cannot fail.
 

@@ -28,10 +28,12 @@ from pmpd_edge.abort import Abort
 from pmpd_edge.cpu import default_threads
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.levels import Levels
+from pmpd_edge.lossless.drafter import AUTO, Drafter
+from pmpd_edge.lossless.rounds import LAST, Rounds
 from pmpd_edge.schedule import METHODS, Scheduler
 from pmpd_edge.schedule.fixed import FixedScheduler
 from pmpd_edge.schedule.spec import make_scheduler
-from pmpd_edge.stats import GenerationStats
+from pmpd_edge.stats import DraftingStats, GenerationStats
 
 native.load()  # before llama_cpp is first imported
 
@@ -58,10 +60,15 @@ class Pmpd(llama_cpp.Llama):
 
     Args:
         bundle: the bundle's directory.
-        method: `pmpd` follows the scheduler; `high` and `low` do everything at the highest and lowest precision.
-        scheduler: for `pmpd`: a specification as `make_scheduler` takes it, or a Scheduler.
+        method: `pmpd` follows the scheduler; `high` and `low` do everything at the highest and lowest precision;
+            `lossless` gives what the scheduler's precisions give, and drafts at a lower one.
+        scheduler: for `pmpd` and `lossless`: a specification as `make_scheduler` takes it, or a Scheduler; by default
+            `static`, and for `lossless` everything at the highest precision.
         high_steps: for the static scheduler: decode steps before its first switch.
-        prefill: for `pmpd`: the precision at which prompts are evaluated; by default the bundle's.
+        prefill: for `pmpd` and `lossless`: the precision at which prompts are evaluated; by default the bundle's, and
+            the highest where `lossless` has no scheduler.
+        draft_tokens: for `lossless`: how many tokens are drafted at a time, or `auto`: as many as pay on this device.
+        draft: for `lossless`: the precision of the drafts; by default the lowest.
         keep_low_kv: reuse KV rows of earlier answers although they were computed at a lower precision than prefill's:
             quicker turns, at a cost in quality that `stats.reused_low_tokens` shows.
         n_gpu_layers: layers on the GPU; -1, the default, is all of them, where the build has a GPU backend.
@@ -81,14 +88,20 @@ class Pmpd(llama_cpp.Llama):
     input_ids: npt.NDArray[np.intc]
     _lora_adapter: Any
 
+    # Set by `configure`.
+    _prefill: int
+    _drafter: Drafter
+
     def __init__(
         self,
         bundle: str | os.PathLike[str] | None = None,
         *,
         method: str = "pmpd",
-        scheduler: str | Scheduler = "static",
+        scheduler: str | Scheduler | None = None,
         high_steps: int | None = None,
         prefill: int | None = None,
+        draft_tokens: int | str = AUTO,
+        draft: int | None = None,
         keep_low_kv: bool = False,
         n_gpu_layers: int = -1,
         n_ctx: int | None = None,
@@ -105,7 +118,15 @@ class Pmpd(llama_cpp.Llama):
         self.keep_low_kv = keep_low_kv
         self._run: _Run | None = None
         self._abort = Abort()
-        self.configure(method=method, scheduler=scheduler, high_steps=high_steps, prefill=prefill)
+        self._row = LAST
+        self.configure(
+            method=method,
+            scheduler=scheduler,
+            high_steps=high_steps,
+            prefill=prefill,
+            draft_tokens=draft_tokens,
+            draft=draft,
+        )
 
         n_ctx = n_ctx or (min(DEFAULT_CTX, self.bundle.context_length) if n_ctx is None else self.bundle.context_length)
         n_threads = n_threads or default_threads()
@@ -129,6 +150,10 @@ class Pmpd(llama_cpp.Llama):
                 if str(error).startswith("Failed to load model"):
                     raise BundleError(f"{path}: does not load ({log.reason(error)})") from None
                 raise PmpdError(f"these options do not fit: {log.reason(error)}") from None
+            if options.get("chat_format") is None and "chat_template.default" in self._chat_handlers:
+                # llama_cpp writes prompts itself where it knows a template, and not as that says (ChatML: an empty system
+                # turn before messages without one)
+                self.chat_format = "chat_template.default"
             if self.lora_path and not self._lora_adapter:  # llama_cpp takes a null pointer for an adapter
                 self._lora_adapter = None
                 raise PmpdError(f"{self.lora_path}: no adapter for this model ({log.reason('no reason given')})")
@@ -154,27 +179,47 @@ class Pmpd(llama_cpp.Llama):
         self,
         *,
         method: str = "pmpd",
-        scheduler: str | Scheduler = "static",
+        scheduler: str | Scheduler | None = None,
         high_steps: int | None = None,
         prefill: int | None = None,
+        draft_tokens: int | str = AUTO,
+        draft: int | None = None,
     ) -> None:
         """Set how the following answers are decoded; the arguments are the constructor's."""
         if method not in METHODS:
             raise PmpdError(f"no method {method!r}", f"choose one of {', '.join(METHODS)}")
-        extremes = {"high": self.bundle.precisions[0], "low": self.bundle.precisions[-1]}
-        made: Scheduler
-        if method in extremes:
-            made = FixedScheduler(extremes[method])
-        elif isinstance(scheduler, str):
-            made = make_scheduler(scheduler, self.bundle, high_steps)
-        else:
-            made = scheduler
-        at = extremes.get(method, self.bundle.prefill if prefill is None else prefill)
+        made, at = self._choose(method, scheduler, high_steps)
+        if prefill is not None and method not in ("high", "low"):
+            at = prefill
         self.bundle.level(at)
+        drafts_at = self.bundle.level(self.bundle.precisions[-1] if draft is None else draft).precision
+        drafter = Drafter(drafts_at, draft_tokens)
+        if hasattr(self, "_drafter"):
+            drafter.keep(self._drafter)
         self.method = method
         self._scheduler = made
         self._prefill = at
-        self._configuration = {"method": method, "scheduler": scheduler, "high_steps": high_steps, "prefill": prefill}
+        self._drafter = drafter
+        self._configuration = {
+            "method": method,
+            "scheduler": scheduler,
+            "high_steps": high_steps,
+            "prefill": prefill,
+            "draft_tokens": draft_tokens,
+            "draft": draft,
+        }
+
+    def _choose(self, method: str, scheduler: str | Scheduler | None, high_steps: int | None) -> tuple[Scheduler, int]:
+        """A method's scheduler, and the precision of its prompts where no other is asked for."""
+        highest, lowest = self.bundle.precisions[0], self.bundle.precisions[-1]
+        fixed = {"high": highest, "low": lowest}
+        if scheduler is None and high_steps is None:
+            fixed["lossless"] = highest
+        if method in fixed:
+            return FixedScheduler(fixed[method]), fixed[method]
+        if scheduler is None or isinstance(scheduler, str):
+            scheduler = make_scheduler(scheduler or "static", self.bundle, high_steps)
+        return scheduler, self.bundle.prefill
 
     @property
     def precisions(self) -> tuple[int, ...]:
@@ -202,19 +247,26 @@ class Pmpd(llama_cpp.Llama):
             Cancelled: `cancel` was called while the prompt was evaluated.
         """
         tokens = list(tokens)
-        inner = super().generate(tokens, *args, **kwargs)
-        arguments = signature(super().generate).bind(tokens, *args, **kwargs).arguments
-        run = self._start(tokens, reset=arguments.get("reset", True))
+        bound = signature(super().generate).bind(tokens, *args, **kwargs)
+        bound.apply_defaults()
+        run = self._start(tokens, reset=bound.arguments["reset"])
+        if self.method == "lossless":
+            rounds = Rounds(self, bound.arguments, run.scheduler, self._drafter, run.stats)
+            inner = rounds.tokens(tokens[self.n_tokens if run.reset else 0 :])
+        else:
+            inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
         with closing(inner):
             while True:
                 self._run = run  # only while this runs: what the caller evaluates in between is no part of it
+                is_first, start = not run.stats.precisions, perf_counter()
                 try:
                     token = inner.send(sent)
                 except StopIteration:
                     return
                 finally:
                     self._run = None
+                    run.stats.add_seconds(perf_counter() - start, is_first)
                 sent = yield token
 
     def _start(self, tokens: list[int], reset: bool) -> _Run:
@@ -231,13 +283,24 @@ class Pmpd(llama_cpp.Llama):
             # llama_cpp keeps what is left of the old tokens, and evaluates at least one token again.
             self.n_tokens = self._reusable(tokens)
             self._requires_eval = True
+        if self.method == "lossless":
+            self._drafter.prepare(self, self._scheduler.precisions)
         self.stats = GenerationStats(
             self.method,
             bpw={level.precision: self.bundle.bpw(level) for level in self.bundle.levels},
             prompt_tokens=len(tokens),
             prefill_precision=self._prefill,
+            drafting=DraftingStats(self._drafter.precision) if self.method == "lossless" else None,
         )
         return _Run(self._scheduler, self.stats, reset)
+
+    def forecast(self) -> str:
+        """What drafting promises on this device; empty where it is not for `auto` to choose how much to draft."""
+        if self.method != "lossless":
+            return ""
+        self.levels.load(*self.precisions)
+        self._drafter.prepare(self, self._scheduler.precisions)
+        return self._drafter.forecast(max(self._scheduler.precisions))
 
     def _reusable(self, tokens: Sequence[int]) -> int:
         """The number of leading tokens whose KV rows are what prefill would compute; never all of them."""
@@ -253,7 +316,6 @@ class Pmpd(llama_cpp.Llama):
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens: at the scheduler's precision within a generation, else at `precision`."""
         run = self._run
-        start = perf_counter()
         if run is None:
             self._eval(tokens)
         elif run.in_prefill:
@@ -264,7 +326,6 @@ class Pmpd(llama_cpp.Llama):
             self.set_precision(run.stats.prefill_precision)
             with self._abort.enabled(self.ctx):
                 self._eval(tokens, abortable=True)
-            run.stats.prefill_seconds += perf_counter() - start
             run.in_prefill = False
             run.scheduler.start(self)
         else:
@@ -272,9 +333,9 @@ class Pmpd(llama_cpp.Llama):
             if precision != self._precision:
                 self.set_precision(precision)
             self._eval(tokens)
-            run.stats.decode_seconds += perf_counter() - start
 
-    def _eval(self, tokens: Sequence[int], abortable: bool = False) -> None:
+    def _eval(self, tokens: Sequence[int], abortable: bool = False, all_logits: bool = False) -> None:
+        """Evaluate tokens at `precision`; `all_logits` keeps those of all of them, which must be at most a batch."""
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ContextFullError(f"the context of {self._n_ctx} tokens is full", "raise --ctx-size")
         for i in range(0, len(tokens), self.n_batch):
@@ -284,12 +345,37 @@ class Pmpd(llama_cpp.Llama):
             with native.captured_log() as log:
                 try:
                     if not (abortable and self._abort.requested):
-                        super().eval(batch)
+                        self._decode(batch, all_logits)
                         continue
                 except RuntimeError as error:
                     if not (abortable and self._abort.requested):
                         raise PmpdError(f"the evaluation failed: {log.reason(error)}") from None
             raise Cancelled("the evaluation was cancelled")
+
+    def _decode(self, batch: Sequence[int], all_logits: bool) -> None:
+        self._row = LAST
+        if not all_logits or self._logits_all:
+            super().eval(batch)
+            return
+        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        self._batch.set_batch(batch=batch, n_past=self.n_tokens, logits_all=True)
+        self._ctx.decode(self._batch)
+        self.input_ids[self.n_tokens : self.n_tokens + len(batch)] = batch
+        self.n_tokens += len(batch)
+        self._requires_eval = False
+
+    def _show(self, n_tokens: int, row: int) -> None:
+        """Look as if the last evaluation had ended earlier: with so many tokens in the cache, and that row's logits."""
+        self.n_tokens, self._row = n_tokens, row
+
+    def _shows(self, n_tokens: int, row: int) -> bool:
+        """Whether it looks like that still: nothing has been evaluated, restored or given up since."""
+        return (self.n_tokens, self._row) == (n_tokens, row) and not self._requires_eval
+
+    def _give_up(self, n_tokens: int) -> None:
+        """Go back to the first tokens; the rows after them are removed by the next evaluation."""
+        self.n_tokens = n_tokens
+        self._requires_eval = True
 
     def cancel(self) -> None:
         """Stop a running prefill as soon as possible, from another thread or a signal handler: it raises Cancelled."""
@@ -297,15 +383,10 @@ class Pmpd(llama_cpp.Llama):
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """Sample a token as `llama_cpp.Llama.sample` does."""
-        start = perf_counter()
+        kwargs.setdefault("idx", self.n_tokens + self._row)  # what llama_cpp makes a row of again
         token: int = super().sample(*args, **kwargs)
         if self._run is not None:
-            stats = self._run.stats
-            stats.precisions.append(self._precision)
-            if len(stats.precisions) == 1:
-                stats.prefill_seconds += perf_counter() - start
-            else:
-                stats.decode_seconds += perf_counter() - start
+            self._run.stats.precisions.append(self._precision)
         return token
 
     @property
@@ -317,13 +398,15 @@ class Pmpd(llama_cpp.Llama):
         """The last evaluated token's logits, `[n_vocab]`: a view that the next evaluation overwrites."""
         if self._requires_eval:
             raise PmpdError("no logits: nothing was evaluated since the state changed", "evaluate a token first")
-        pointer = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+        pointer = llama_cpp.llama_get_logits_ith(self.ctx, self._row)
         return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
     def keys_values(self, layer: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """K (after RoPE) and V of a layer, copies as `native.keys_values` describes them; -1 is the last layer."""
-        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)  # what `eval` would remove: rows that were given up
-        return native.keys_values(self.ctx, 0, layer)
+        if self._row == LAST:  # else there are verified rows whose turn has not come
+            self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)  # what `eval` would remove: rows that were given up
+        keys, values = native.keys_values(self.ctx, 0, layer)
+        return keys[: self.n_tokens], values[: self.n_tokens]
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """Embed text as `llama_cpp.Llama.embed` does, at prefill's precision; it empties the KV cache."""

@@ -55,6 +55,7 @@ class Token:
             (max_new_tokens) or `context` (no room left); empty on all others.
         sampled: itself as a candidate, where probabilities were asked for.
         likeliest: as many of the likeliest candidates as were asked for, from the likeliest on.
+        drafted: whether a lower level had drafted it (`lossless`).
     """
 
     id: int
@@ -63,6 +64,7 @@ class Token:
     finish: Finish = ""
     sampled: Candidate | None = None
     likeliest: tuple[Candidate, ...] = ()
+    drafted: bool = False
 
 
 def stream(
@@ -126,6 +128,7 @@ def stream(
             elif i + 1 >= room:
                 finish = "context"
             token = Token(token_id, pieces.text(token_id, last=bool(finish)), llm.stats.precisions[i], finish)
+            token.drafted = llm.stats.is_drafted(i)
             if n_likeliest is not None:
                 token.sampled, token.likeliest = _candidates(llm, pieces, token_id, n_likeliest)
             yield from text.add(token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -154,3 +155,25 @@ def chunks(stream: Any) -> Iterator[Any]:
     for line in stream:
         if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
             yield json.loads(line[6:])
+
+
+def with_template(path: Path, template: str) -> Path:
+    """Write the default bundle with another chat template to a directory: its own writes the last message only."""
+    import gguf
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+    from pmpd_edge import bundle, gguf_info
+
+    default = bundle.load(bundle.resolve(None))
+    path.mkdir()
+    files = {}
+    for name, file in default.files.items():
+        reader = gguf.GGUFReader(default.path / name)
+        writer = gguf.GGUFWriter(path / name, default.architecture)
+        new = {gguf.Keys.Tokenizer.CHAT_TEMPLATE: MetadataDetails(gguf.GGUFValueType.STRING, template)}
+        copy_with_new_metadata(reader, writer, new, [])
+        size = (path / name).stat().st_size
+        files[name] = dataclasses.replace(file, bytes=size, sha256=bundle.sha256_file(path / name))
+    tokenizer = gguf_info.read(path / name).tokenizer_sha256
+    bundle.write(dataclasses.replace(default, path=path, files=files, tokenizer_sha256=tokenizer, imatrix=None))
+    return path

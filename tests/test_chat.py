@@ -57,12 +57,16 @@ class FakeModel:
         self.metadata = {"tokenizer.chat_template": "..."}
         self.chat_format = "chat_template.default"
 
-    def configure(self, *, method: str, scheduler: str, high_steps: int | None) -> None:
+    def configure(self, *, method: str, scheduler: str | None, high_steps: int | None, draft_tokens: int | str) -> None:
         prefill = 4 if method == "low" else 8
-        spec = scheduler if method == "pmpd" else f"fixed:{prefill}"
+        spec = scheduler or "static" if method == "pmpd" else f"fixed:{prefill}"
         made = make_scheduler(spec, self.bundle, high_steps)
         self.precisions = tuple(sorted({prefill, *made.precisions}, reverse=True))
         self.configured.append({"method": method, "scheduler": scheduler, "high_steps": high_steps})
+        self.draft_tokens = draft_tokens
+
+    def forecast(self) -> str:
+        return ""
 
     def set_seed(self, seed: int) -> None:
         self.seeds.append(seed)
@@ -141,6 +145,7 @@ def test_the_settings_are_listed(model: FakeModel) -> None:
   method          pmpd
   scheduler       static
   high-steps      5
+  draft-tokens    auto
   max-new-tokens  10
   temperature     0.0
   top-k           40
@@ -177,10 +182,10 @@ def test_without_a_seed_answers_get_different_ones(model: FakeModel) -> None:
     [
         ("/sett", "Error: no command /sett: /help lists them\n"),
         ("/", "Error: no command /: /help lists them\n"),
-        ("/set topk 3", "Error: no setting 'topk': choose one of method, scheduler, high-steps, max-new-tokens, "),
+        ("/set topk 3", "Error: no setting 'topk': choose one of method, scheduler, high-steps, draft-tokens, "),
         ("/set top-k many", "Error: top-k: 'many' is not a valid integer"),
         ("/set top-p 2", "Error: top-p: 2.0 is not in the range 0<=x<=1\n"),
-        ("/set method slow", "Error: method: 'slow' is not one of 'pmpd', 'high', 'low'\n"),
+        ("/set method slow", "Error: method: 'slow' is not one of 'pmpd', 'high', 'low', 'lossless'\n"),
         ("/set scheduler fixed:3", "Error: fake: no level of precision 3: choose one of 8, 4\n"),
         ("/set scheduler best", "Error: no scheduler 'best': choose static, "),
         ("/regen", "Error: nothing to answer again: write a message first\n"),

@@ -11,6 +11,7 @@ import pytest
 from pmpd_edge import bundle as bundles
 from pmpd_edge import native, stream
 from pmpd_edge.errors import ContextFullError
+from pmpd_edge.stats import GenerationStats
 from pmpd_edge.stream import Sampling, Token
 
 BOS, END = 0, 1
@@ -22,7 +23,7 @@ class FakeModel:
     def __init__(self, *answer: bytes, end: bool = True, n_ctx: int = 100) -> None:
         self.vocabulary = [b" ", b"</s>", *answer]
         self.answer = [*range(2, len(self.vocabulary)), *([END] if end else [])]
-        self.stats = SimpleNamespace(precisions=[])
+        self.stats = GenerationStats("high")
         self.n_ctx = lambda: n_ctx
         self._model = SimpleNamespace(vocab=self.vocabulary)
         self.closed = False

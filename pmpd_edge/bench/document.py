@@ -197,6 +197,7 @@ def _comparison(found: Comparison) -> dict[str, Any]:
         "over_high": found.speedup(found.high),
         "over_low": found.speedup(found.low),
         **{name: _answers(getattr(found, name)) for name in ("scheduled", "high", "low")},
+        "lossless": _answers(found.lossless) if found.lossless else None,
     }
 
 

@@ -32,6 +32,7 @@ class Options:
         prompt_lengths, depths, steps: of the tests; None takes those of the usual ones that fit the context.
         repetitions: of everything, after a warm-up.
         scheduler: whose answers are measured, as `make_scheduler` takes it.
+        draft_tokens: of `lossless`, as `Pmpd` takes them.
         peer: llama-bench, to be measured beside.
         force: measure although the machine is busy or has too little memory.
     """
@@ -42,6 +43,7 @@ class Options:
     steps: int | None = None
     repetitions: int = REPETITIONS
     scheduler: str = "static"
+    draft_tokens: int | str = "auto"
     peer: Path | None = None
     force: bool = False
 
@@ -171,7 +173,9 @@ def bench(bundle: Bundle, options: Options, progress: Progress = lambda label, d
         switchings, alternating = switches.measure(llm, bundle.precisions, options.repetitions, progress)
         answers = None
         if len(bundle.levels) > 1:
-            answers = schedules.measure(llm, options.scheduler, plan.prompt, plan.steps, options.repetitions, progress)
+            answers = schedules.measure(
+                llm, options.scheduler, plan.prompt, plan.steps, options.repetitions, progress, options.draft_tokens
+            )
     pairs = []
     if options.peer:
         n_ctx = max(workload.n_ctx for workload in plan.workloads)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 WARM_UP = 4  # decode steps
 
-Way = tuple[str, int]  # a scheduler's name, the prompt's precision
+LOSSLESS = "lossless"
+
+Way = tuple[str, int]  # a scheduler's name or LOSSLESS, the prompt's precision
 
 Progress = Callable[[str, float], None]
 
@@ -45,7 +47,7 @@ class Answers:
     """One way to decode: all its runs, which take the same steps at the same precisions.
 
     Attributes:
-        scheduler: as `make_scheduler` takes it.
+        scheduler: as `make_scheduler` takes it, or LOSSLESS.
         prefill: precision of the prompt.
     """
 
@@ -85,6 +87,7 @@ class Comparison:
         prompt: tokens.
         scheduled, high, low: with the schedule; everything at the highest and the lowest level.
         ideal_seconds: the sum of the schedule's parts.
+        lossless: everything at the highest level, with drafts of the lowest.
     """
 
     prompt: int
@@ -92,6 +95,7 @@ class Comparison:
     high: Answers
     low: Answers
     ideal_seconds: float
+    lossless: Answers | None = None
 
     @property
     def over_ideal(self) -> float:
@@ -111,21 +115,26 @@ def measure(
     steps: int,
     repetitions: int,
     progress: Progress = lambda label, done: None,
+    draft_tokens: int | str = "auto",
 ) -> Comparison:
-    """Answer a prompt with a schedule, with high and low, and at each other precision of the schedule, by turns.
+    """Answer a prompt with a schedule, high, low, lossless, and at each other precision of the schedule, by turns.
 
     Args:
         llm: it is configured anew, and left with other tokens; its context must hold the prompt and the steps.
         scheduler: as `make_scheduler` takes it.
         prompt, steps: tokens of the prompt, and decode steps after it.
+        draft_tokens: of `lossless`.
     """
     ways = _ways(llm, scheduler)
     tokens = random_tokens(llm, prompt)
-    runs: dict[Way, list[Run]] = {way: [] for way in (ways.scheduled, *ways.fixed.values())}
+    runs: dict[Way, list[Run]] = {way: [] for way in (ways.scheduled, *ways.fixed.values(), ways.lossless)}
     for repetition in range(repetitions + 1):
         for i, way in enumerate(runs):
             progress(f"answers: {way[0]}", (repetition + i / len(runs)) / (repetitions + 1))
-            llm.configure(scheduler=way[0], prefill=way[1])
+            if way == ways.lossless:
+                llm.configure(method=LOSSLESS, draft_tokens=draft_tokens)
+            else:
+                llm.configure(scheduler=way[0], prefill=way[1])
             run = _answer(llm, tokens, steps if repetition else min(steps, WARM_UP))
             if repetition:
                 runs[way].append(run)
@@ -139,6 +148,7 @@ class _Ways:
 
     scheduled: Way
     fixed: dict[int, Way]
+    lossless: Way
 
 
 def _ways(llm: Pmpd, scheduler: str) -> _Ways:
@@ -151,16 +161,18 @@ def _ways(llm: Pmpd, scheduler: str) -> _Ways:
             p: (f"fixed:{p}", p if p in extremes else prefill)
             for p in sorted({*llm.precisions, *extremes}, reverse=True)
         },
+        (LOSSLESS, precisions[0]),
     )
 
 
 def _compare(ways: _Ways, answers: Mapping[Way, Answers], prompt: int) -> Comparison:
     scheduled = answers[ways.scheduled]
     fixed = {precision: answers[way] for precision, way in ways.fixed.items()}
-    prefills = [run.prefill for found in answers.values() if found.prefill == scheduled.prefill for run in found.runs]
+    alone = [found for way, found in answers.items() if way != ways.lossless and found.prefill == scheduled.prefill]
+    prefills = [run.prefill for found in alone for run in found.runs]
     steps = {precision: found.steps() for precision, found in fixed.items()}
     parts = Series(tuple(prefills)).median + sum(steps[p][i] for i, p in enumerate(scheduled.precisions))
-    return Comparison(prompt, scheduled, fixed[max(fixed)], fixed[min(fixed)], parts)
+    return Comparison(prompt, scheduled, fixed[max(fixed)], fixed[min(fixed)], parts, answers[ways.lossless])
 
 
 def _answer(llm: Pmpd, tokens: list[int], steps: int) -> Run:

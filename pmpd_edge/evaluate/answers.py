@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pmpd_edge.batch import Answer, Batch, Finish, Job
+from pmpd_edge.evaluate.drafted import OneByOne
 from pmpd_edge.schedule import Scheduler
 
 PART = 64  # answers
@@ -76,7 +77,7 @@ class Answers:
 
     Args:
         store: where they are kept.
-        batch: what decodes.
+        batch: what decodes, several answers at a time or one by one.
         prompts: token ids of each.
         max_new_tokens: length of an answer at most.
         inputs: what else decides about the answers and is not in the other arguments.
@@ -86,7 +87,7 @@ class Answers:
     def __init__(
         self,
         store: Store,
-        batch: Batch,
+        batch: Batch | OneByOne,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         inputs: Mapping[str, Any],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from pmpd_edge.schedule.learned import LearnedScheduler
 from pmpd_edge.schedule.spec import format_switches, make_scheduler
 
 CHOICES = (
-    "high, low, uniform (every level), uniform:PRECISION, pmpd (the bundle's schedule), pmpd:SCHEDULER, dns (at the "
-    "bits of the first pmpd), dns:BPW, or dns-sensitive likewise"
+    "high, low, uniform (every level), uniform:PRECISION, pmpd (the bundle's schedule), pmpd:SCHEDULER, lossless (as "
+    "high), lossless:SCHEDULER, dns (at the bits of the first pmpd), dns:BPW, or dns-sensitive likewise"
 )
 DNS = {"dns": "magnitude", "dns-sensitive": "sensitivity"}  # by what outliers are chosen
-KINDS = ("high", "low", "uniform", "pmpd", *DNS)
+KINDS = ("high", "low", "uniform", "pmpd", "lossless", *DNS)
 _NEXT = re.compile(rf",\s*(?=(?:{'|'.join(KINDS)})(?:[:,]|$))")  # schedules have commas too
 
 
@@ -34,12 +34,14 @@ class Method:
         prefill: the precision at which prompts are evaluated.
         scheduler: makes the scheduler of an answer.
         key: methods that share it give the same answers.
+        drafts: whether the lowest level drafts what the scheduler's precisions verify, one answer at a time.
     """
 
     name: str
     prefill: int
     scheduler: Callable[[], Scheduler]
     key: str
+    drafts: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def _make(name: str, bundle: Bundle) -> Sequence[Method | Dns]:
         return [uniform(name, bundle.precisions[0 if name == "high" else -1], bundle)]
     if kind == "pmpd":
         return [_progressive(name, argument or "static", bundle)]
+    if kind == "lossless":
+        verifier = _progressive(name, argument, bundle) if argument else uniform(name, bundle.precisions[0], bundle)
+        return [replace(verifier, key=f"lossless {verifier.key}", drafts=True)]
     if kind in DNS:
         return [Dns(name, _bpw(argument, name) if argument else None, DNS[kind])]
     raise PmpdError(f"no method {name!r}", f"choose {CHOICES}")

@@ -21,10 +21,12 @@ from pmpd_edge.bundle import Bundle
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.evaluate import fidelity
 from pmpd_edge.evaluate.answers import Answers, Kept, Store
+from pmpd_edge.evaluate.drafted import OneByOne
 from pmpd_edge.evaluate.methods import Method
 from pmpd_edge.evaluate.prompts import prompt_of, prompts_of, vocabulary
 from pmpd_edge.evaluate.results import Answered
 from pmpd_edge.evaluate.tasks import Dataset
+from pmpd_edge.runner import Pmpd
 
 Progress = Callable[[str, float], None]
 
@@ -43,6 +45,7 @@ class Asked:
         n_ctx: tokens of a conversation, at most what the model was trained on.
         max_new_tokens: length of each answer at most.
         parallel, n_threads, n_gpu_layers: as `Batch` takes them.
+        draft_tokens: of methods that draft, as `Pmpd` takes them.
     """
 
     dataset: Dataset
@@ -54,6 +57,7 @@ class Asked:
     n_threads: int | None
     n_gpu_layers: int
     progress: Progress
+    draft_tokens: int | str
 
     @classmethod
     def of(
@@ -64,6 +68,7 @@ class Asked:
         n_threads: int | None,
         n_gpu_layers: int,
         progress: Progress,
+        draft_tokens: int | str = "auto",
     ) -> Asked:
         """Tokenise the prompts; raises PmpdError where none fits the context."""
         length = dataset.task.max_new_tokens or bundle.schedule.max_new_tokens
@@ -89,6 +94,7 @@ class Asked:
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             progress=progress,
+            draft_tokens=draft_tokens,
         )
 
 
@@ -106,10 +112,26 @@ class Respondent:
 
     def answer(self, methods: Sequence[Method]) -> dict[str, list[Answered]]:
         """The answers to all examples, by method."""
+        found: dict[str, list[Answered]] = {}
         with self._batch(self._asked.parallel) as batch:
-            return {method.name: self._answer(batch, method) for method in methods}
+            found |= {method.name: self._answer(batch, method) for method in methods if not method.drafts}
+        if len(found) < len(methods):
+            with self._batch(1) as batch, closing(self._drafting()) as llm:
+                one_by_one = OneByOne(llm, batch, self._asked.draft_tokens)
+                found |= {method.name: self._answer(one_by_one, method) for method in methods if method.drafts}
+        return found
 
-    def _answer(self, batch: Batch, method: Method) -> list[Answered]:
+    def _drafting(self) -> Pmpd:
+        asked = self._asked
+        return Pmpd(
+            self._bundle.path,
+            method="lossless",
+            n_ctx=asked.n_ctx,
+            n_threads=asked.n_threads,
+            n_gpu_layers=asked.n_gpu_layers,
+        )
+
+    def _answer(self, batch: Batch | OneByOne, method: Method) -> list[Answered]:
         """Turn by turn, as a turn's prompt has the answers to those before."""
         dataset = self._asked.dataset
         kept: list[list[Kept]] = [[] for _ in dataset.examples]

@@ -49,6 +49,7 @@ class Options:
 
     Attributes:
         methods: names, as `methods.CHOICES` has them.
+        draft_tokens: of `lossless`, as `Pmpd` takes them.
         baseline: the method that differences are from; None is `high`, or the first one.
         parallel: answers at a time.
         timed: prompts whose answers are timed, one at a time; 0 times none.
@@ -61,6 +62,7 @@ class Options:
     """
 
     methods: tuple[str, ...] = ("high", "low", "pmpd")
+    draft_tokens: int | str = "auto"
     baseline: str | None = None
     parallel: int = PARALLEL
     timed: int = 5
@@ -157,7 +159,15 @@ class _Run:
         store = Store(self._out / STORE)
         whole = self._with_reference()
         top = methods.uniform("reference", whole.precisions[0], whole)
-        asked = Asked.of(bundle, dataset, options.parallel, options.n_threads, options.n_gpu_layers, self._progress)
+        asked = Asked.of(
+            bundle,
+            dataset,
+            options.parallel,
+            options.n_threads,
+            options.n_gpu_layers,
+            self._progress,
+            options.draft_tokens,
+        )
         timings = self._time(asked) if options.timed else {}
         self._answers |= Respondent(bundle, asked, store).answer(self._own)
         respondent = Respondent(whole, asked, store)
@@ -197,7 +207,12 @@ class _Run:
         )
         with closing(llm):
             return timing.measure(
-                llm, self._own, prompts, asked.max_new_tokens, partial(self._progress, "measuring speed")
+                llm,
+                self._own,
+                prompts,
+                asked.max_new_tokens,
+                partial(self._progress, "measuring speed"),
+                asked.draft_tokens,
             )
 
     def _add_dns(self, method: Dns, whole: Bundle, asked: Asked, store: Store, reference: Sequence[Answered]) -> None:

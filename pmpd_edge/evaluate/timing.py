@@ -40,6 +40,7 @@ def measure(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     progress: Callable[[float], None] = lambda fraction: None,
+    draft_tokens: int | str = "auto",
 ) -> dict[str, Timing]:
     """Answer prompts with each method by turns, so that what else the machine does hits all of them.
 
@@ -49,6 +50,7 @@ def measure(
         prompts: token ids; the first one is answered once more before, to warm up.
         max_new_tokens: length of an answer at most.
         progress: called with the fraction that is done.
+        draft_tokens: of the methods that draft.
 
     Returns:
         By the methods' names; a method that decodes nothing has no speed.
@@ -58,7 +60,9 @@ def measure(
     for i, prompt in enumerate(rounds):
         for j, method in enumerate(methods):
             progress((i + j / len(methods)) / len(rounds))
-            llm.configure(scheduler=method.scheduler(), prefill=method.prefill)
+            kind = "lossless" if method.drafts else "pmpd"
+            scheduler = method.scheduler()
+            llm.configure(method=kind, scheduler=scheduler, prefill=method.prefill, draft_tokens=draft_tokens)
             llm.reset()  # no prefix is kept from the method before
             for _ in stream(llm, prompt, Sampling(), max_new_tokens):
                 pass

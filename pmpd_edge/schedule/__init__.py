@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-METHODS = ("pmpd", "high", "low")
+METHODS = ("pmpd", "high", "low", "lossless")
 
 
 class Evaluation(Protocol):

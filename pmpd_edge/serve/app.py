@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from pmpd_edge import __version__
-from pmpd_edge.serve import errors, metrics, openapi, prepare
+from pmpd_edge.serve import errors, metrics, openapi, prepare, responses
+from pmpd_edge.serve.embedding import Embedded, EmbeddingTask
 from pmpd_edge.serve.errors import ApiError
 from pmpd_edge.serve.guard import RECORD
 from pmpd_edge.serve.metrics import Metrics
@@ -81,23 +82,32 @@ def _add_answers(app: openapi.Api, service: Service) -> None:
         writer = _writer(service, body, is_chat=False, logprobs=body.logprobs is not None)
         return await _answer(service, request, tasks, writer, bool(body.stream))
 
-    extra = openapi.body(EmbeddingRequest)
-    responses = openapi.errors(400, 401, 403, 404, 413)
+    texts: dict[str, Any] = {"openapi_extra": openapi.body(EmbeddingRequest), "responses": asked | openapi.errors(404)}
 
-    @app.post("/v1/embeddings", summary="Embed texts", openapi_extra=extra, responses=responses)
-    async def embeddings(request: Request) -> None:
-        await _read(request, EmbeddingRequest)
-        raise ApiError(404, f"{service.llm.bundle.name} gives no embeddings", code="model_not_found", param="model")
+    @app.post("/v1/embeddings", summary="Embed texts", response_model=None, **texts)
+    async def embeddings(request: Request) -> Response:
+        body = await _read(request, EmbeddingRequest)
+        tasks = await asyncio.to_thread(prepare.embedding_tasks, service.llm, body)
+        events = await _begin(service, request, tasks)
+        found = [event async for event in events if isinstance(event, Embedded)]
+        name, encoding = service.llm.bundle.name, body.encoding_format
+        return await asyncio.to_thread(lambda: JSONResponse(responses.embeddings(name, found, encoding)))  # may be long
 
 
 def _add_information(app: openapi.Api, service: Service) -> None:
     closed = openapi.errors(401, 403)
     schedulers = prepare.schedulers(service.llm.bundle)
+    model = {"id": service.llm.bundle.name, "object": "model", "created": 0, "owned_by": "pmpd-edge"}
 
     @app.get("/v1/models", summary="The model", responses=closed)
     async def models() -> dict[str, Any]:
-        model = {"id": service.llm.bundle.name, "object": "model", "created": 0, "owned_by": "pmpd-edge"}
         return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}", summary="The model, by its name", responses=closed | openapi.errors(404))
+    async def one_model(name: str) -> dict[str, Any]:
+        if name != model["id"]:
+            raise ApiError(404, f"no such model: this is {model['id']}", code="model_not_found", param="model")
+        return model
 
     @app.get("/props", summary="The model, its levels, and what requests may choose", responses=closed)
     def properties() -> dict[str, Any]:
@@ -124,7 +134,7 @@ async def _read(request: Request, model: type[Body]) -> Body:
     except ClientDisconnect:
         raise errors.gone() from None
     try:
-        return await asyncio.to_thread(model.model_validate_json, b"".join(parts))
+        return await asyncio.to_thread(model.model_validate_json, b"".join(parts), strict=True)
     except ValidationError as error:
         raise errors.invalid(error) from None
 
@@ -133,7 +143,7 @@ def _writer(service: Service, body: AnswerRequest, is_chat: bool = True, **optio
     return Writer(
         model=service.llm.bundle.name,
         is_chat=is_chat,
-        scheduler=body.pmpd.scheduler,
+        scheduler=body.pmpd.scheduler_name,
         n=body.n or 1,
         include_usage=body.include_usage,
         **options,
@@ -143,7 +153,18 @@ def _writer(service: Service, body: AnswerRequest, is_chat: bool = True, **optio
 async def _answer(
     service: Service, request: Request, tasks: list[prepare.Task], writer: Writer, stream: bool
 ) -> Response:
-    """Queue the tasks, and write what comes of them; the place is free again when the client leaves."""
+    """Queue the tasks, and write the answers."""
+    events = await _begin(service, request, tasks)
+    if stream:
+        return StreamingResponse(_events(events, writer), media_type="text/event-stream", headers=STREAM_HEADERS)
+    answers = [event async for event in events if isinstance(event, Answer)]
+    return JSONResponse(writer.whole(answers))
+
+
+async def _begin(
+    service: Service, request: Request, tasks: Sequence[prepare.Task | EmbeddingTask]
+) -> AsyncIterator[Event]:
+    """Queue the tasks; returns what happens when their turn has come. The place is free when the client leaves."""
     job = Job(tasks, client=(request.client and request.client.host, request.headers.get("user-agent")))
     request.scope[RECORD].job = job
     service.worker.submit(job)
@@ -154,10 +175,7 @@ async def _answer(
     watcher.add_done_callback(service.watchers.discard)
     events = job.events()
     assert isinstance(await anext(events), Begun)  # where it is refused instead, there can still be an error's status
-    if stream:
-        return StreamingResponse(_events(events, writer), media_type="text/event-stream", headers=STREAM_HEADERS)
-    answers = [event async for event in events if isinstance(event, Answer)]
-    return JSONResponse(writer.whole(answers))
+    return events
 
 
 async def _cancel_when_gone(service: Service, request: Request, job: Job) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from pmpd_edge.serve.embedding import Embedded
 from pmpd_edge.serve.worker import Answer, Worker
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,8 +25,8 @@ class Metrics:
         """A request was answered; `route` is one of ours, so that nobody can make more of them."""
         self.requests[route, status] += 1
 
-    def count_answer(self, answer: Answer) -> None:
-        """An answer ended, at its end or before."""
+    def count_answer(self, answer: Answer | Embedded) -> None:
+        """An answer ended, at its end or before; or a text is embedded."""
         stats = answer.stats
         self.totals["prompt"] += stats.prompt_tokens - stats.reused_tokens
         self.totals["prompt_reused"] += stats.reused_tokens

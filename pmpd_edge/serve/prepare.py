@@ -16,7 +16,8 @@ from pmpd_edge.errors import ContextFullError, PmpdError
 from pmpd_edge.schedule import METHODS, Scheduler
 from pmpd_edge.schedule.patterns import PATTERNS
 from pmpd_edge.schedule.spec import make_scheduler
-from pmpd_edge.serve import schema
+from pmpd_edge.serve import embedding, schema
+from pmpd_edge.serve.embedding import EmbeddingTask
 from pmpd_edge.serve.errors import ApiError, bad_request
 from pmpd_edge.serve.grammar import Grammar
 from pmpd_edge.serve.requests import (
@@ -24,10 +25,12 @@ from pmpd_edge.serve.requests import (
     AnswerRequest,
     ChatRequest,
     CompletionRequest,
+    EmbeddingRequest,
     NamedTool,
     PmpdOptions,
     ResponseFormat,
     Tool,
+    one_by_one,
 )
 from pmpd_edge.stream import Sampling
 
@@ -45,7 +48,7 @@ class Task:
     """One answer to make.
 
     Attributes:
-        method, scheduler: as `Pmpd.configure` takes them.
+        method, scheduler, draft_tokens: as `Pmpd.configure` takes them.
         grammar: in llama.cpp's notation, or None.
         n_likeliest: how many of the likeliest tokens come with each.
     """
@@ -55,7 +58,8 @@ class Task:
     seed: int
     max_new_tokens: int
     method: str
-    scheduler: Scheduler | str
+    scheduler: Scheduler | None
+    draft_tokens: int | str = "auto"
     grammar: str | None = None
     n_likeliest: int = 0
 
@@ -77,11 +81,22 @@ def chat_tasks(llm: Pmpd, request: ChatRequest) -> list[Task]:
 
 def completion_tasks(llm: Pmpd, request: CompletionRequest) -> list[Task]:
     """The answers that a completion request asks for, all of the first prompt first; raises ApiError."""
-    prompts = [Prompt(_tokens(llm, prompt)) for prompt in request.prompts]
+    prompts = [Prompt(_tokens(llm, prompt)) for prompt in one_by_one(request.prompt)]
     if len(prompts) * (request.n or 1) > MAX_PROMPTS:
         raise ApiError(400, f"more than {MAX_PROMPTS} answers to one request: ask for fewer", param="n")
     longest = request.max_tokens or COMPLETION_TOKENS
     return _tasks(llm, request, prompts, longest, None, request.logprobs or 0, "prompt")
+
+
+def embedding_tasks(llm: Pmpd, request: EmbeddingRequest) -> list[EmbeddingTask]:
+    """The texts that a request wants embedded; raises ApiError."""
+    if embedding.pooling(llm) is None:
+        text = f"{llm.bundle.name} ranks texts, and gives no embeddings"
+        raise ApiError(404, text, code="model_not_found", param="model")
+    prompts = [Prompt(_tokens(llm, text, "input")) for text in one_by_one(request.input)]
+    for prompt in prompts:
+        _check_length(llm, prompt, llm.n_ctx(), "input")
+    return [EmbeddingTask(prompt) for prompt in prompts]
 
 
 def called_tool(request: ChatRequest) -> Tool | None:
@@ -127,9 +142,7 @@ def _tasks(
     for prompt in prompts:
         if not prompt.tokens:
             raise ApiError(400, "an empty prompt: give at least one token", param=param)
-        if len(prompt.tokens) >= llm.n_ctx():
-            text = f"a prompt of {len(prompt.tokens)} tokens in a context of {llm.n_ctx()}"
-            raise bad_request(ContextFullError(text, "shorten it, or serve with a larger --ctx-size"), param)
+        _check_length(llm, prompt, llm.n_ctx() - 1, param)
     seed = random.randrange(SEEDS) if request.seed is None else request.seed
     task = Task(
         prompt=prompts[0],
@@ -138,6 +151,7 @@ def _tasks(
         max_new_tokens=min(longest, llm.n_ctx()),
         method=request.pmpd.method,
         scheduler=_scheduler(llm.bundle, request.pmpd),
+        draft_tokens=request.pmpd.draft_tokens,
         grammar=grammar,
         n_likeliest=min(n_likeliest, llm.n_vocab()),
     )
@@ -149,20 +163,27 @@ def _tasks(
     return made
 
 
+def _check_length(llm: Pmpd, prompt: Prompt, longest: int, param: str) -> None:
+    if len(prompt.tokens) > longest:
+        text = f"a prompt of {len(prompt.tokens)} tokens in a context of {llm.n_ctx()}"
+        raise bad_request(ContextFullError(text, "shorten it, or serve with a larger --ctx-size"), param)
+
+
 def _sampling(request: AnswerRequest) -> Sampling:
     sampling = request.sampling
     return sampling if sampling.temperature >= LEAST_TEMPERATURE else replace(sampling, temperature=0.0)
 
 
-def _scheduler(bundle: Bundle, options: PmpdOptions) -> Scheduler | str:
+def _scheduler(bundle: Bundle, options: PmpdOptions) -> Scheduler | None:
     """The scheduler of a request; whoever can reach the server must not have it import something."""
     assert options.method in METHODS
-    if options.method != "pmpd":
-        return "static"  # has no meaning
-    if options.scheduler.partition(":")[0] not in _KINDS:
+    name = options.scheduler_name
+    if options.method in ("high", "low") or name is None:
+        return None
+    if name.partition(":")[0] not in _KINDS:
         raise ApiError(400, f"no such scheduler: choose one of {', '.join(_KINDS)}", param="pmpd.scheduler")
     try:
-        return make_scheduler(options.scheduler, bundle, options.high_steps)
+        return make_scheduler(name, bundle, options.high_steps)
     except PmpdError as error:
         raise bad_request(error, "pmpd") from None
 
@@ -185,16 +206,16 @@ def _grammar(llm: Pmpd, wanted: ResponseFormat | None, tool: Tool | None) -> str
         raise bad_request(error, "tools" if tool else "response_format") from None
 
 
-def _tokens(llm: Pmpd, prompt: str | list[int]) -> list[int]:
+def _tokens(llm: Pmpd, prompt: str | list[int], param: str = "prompt") -> list[int]:
     """A prompt as tokens: with what the model begins a text with, as `create_completion` has it."""
     if isinstance(prompt, str):
         tokens: list[int] = llm.tokenize(prompt.encode(), add_bos=llm._model.add_bos_token(), special=True)
         prompt = tokens or [llm.token_bos()]
     if not prompt or not all(0 <= token < llm.n_vocab() for token in prompt):
-        raise ApiError(400, f"a prompt needs tokens, with ids below {llm.n_vocab()}", param="prompt")
+        raise ApiError(400, f"a prompt needs tokens, with ids below {llm.n_vocab()}", param=param)
     return prompt
 
 
-def prompt_texts(llm: Pmpd, tasks: Sequence[Task]) -> list[Any]:
+def prompt_texts(llm: Pmpd, tasks: Sequence[Task | EmbeddingTask]) -> list[Any]:
     """The prompts as text, for a log that is asked to show them."""
     return [llm.detokenize(task.prompt.tokens, special=True).decode("utf-8", "replace") for task in tasks]

@@ -11,6 +11,7 @@ from pmpd_edge.bench import memory
 from pmpd_edge.bundle import Bundle, Level
 from pmpd_edge.chat_template import has_template
 from pmpd_edge.schedule import METHODS
+from pmpd_edge.serve.embedding import pooling
 from pmpd_edge.stream import Sampling
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 def props(llm: Pmpd, schedulers: Sequence[str]) -> dict[str, Any]:
     """The model, its levels and which of them are in memory, and what requests may choose."""
     bundle = llm.bundle
-    loaded = set(llm.levels._models)
     return {
         "model": bundle.name,
         "architecture": bundle.architecture,
@@ -32,15 +32,16 @@ def props(llm: Pmpd, schedulers: Sequence[str]) -> dict[str, Any]:
         "schedule": [{"step": switch.step, "precision": switch.precision} for switch in bundle.schedule.switches],
         "methods": list(METHODS),
         "schedulers": list(schedulers),
-        "levels": [_level(bundle, level, loaded) for level in bundle.levels],
+        "levels": [_level(bundle, level, llm.levels.loaded) for level in bundle.levels],
         "memory": _memory(),
         "has_chat_template": has_template(llm),
+        "pooling": pooling(llm),
         "defaults": asdict(Sampling()),
         "version": __version__,
     }
 
 
-def _level(bundle: Bundle, level: Level, loaded: set[str]) -> dict[str, Any]:
+def _level(bundle: Bundle, level: Level, loaded: frozenset[str]) -> dict[str, Any]:
     files = [bundle.files[name] for name in level.weights]
     return {
         "precision": level.precision,

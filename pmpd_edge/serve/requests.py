@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from pmpd_edge.stream import Sampling
 
@@ -16,20 +16,51 @@ MAX_ANSWERS = 8  # to one request
 MAX_LIKELIEST = 20  # beside a token's own probability, as OpenAI has it
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 MAX_PROMPTS = 16
+MAX_DRAFTS = 64  # as on the command line
+MAX_TEXTS = 2048  # to be embedded, as OpenAI has it
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _few(most: int) -> Any:
+    """Bounds of a list of prompts."""
+    return Field(min_length=1, max_length=most)
+
+
+Prompts = str | Ids | Annotated[list[str], _few(MAX_PROMPTS)] | Annotated[list[Ids], _few(MAX_PROMPTS)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Ids | Annotated[list[Text], _few(MAX_TEXTS)] | Annotated[list[Ids], _few(MAX_TEXTS)]
+
+
+def one_by_one(prompts: Prompts | Texts) -> list[str | list[int]]:
+    """What a request gives as one text, one list of ids, or several of either."""
+    single = isinstance(prompts, str) or all(isinstance(part, int) for part in prompts)
+    made: Any = [prompts] if single else prompts
+    return made
 
 
 class PmpdOptions(BaseModel):
     """How precisions are chosen; the names are those of the command line."""
 
-    method: Literal["pmpd", "high", "low"] = "pmpd"
-    scheduler: str = Field(
-        default="static", max_length=200, description="A specification as `pmpd-edge chat` takes it."
+    method: Literal["pmpd", "high", "low", "lossless"] = "pmpd"
+    scheduler: str | None = Field(
+        default=None,
+        max_length=200,
+        description="A specification as `pmpd-edge chat` takes it; static, and for lossless none, unless it is given.",
     )
     high_steps: int | None = Field(default=None, ge=0, lt=2**31, description="Steps before the first switch.")
+    draft_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFTS)] | Literal["auto"] = Field(
+        default="auto", description="For lossless: tokens to draft at a time."
+    )
+
+    @property
+    def scheduler_name(self) -> str | None:
+        """The scheduler that decides, by its name; None where `lossless` has none."""
+        has_none = self.method == "lossless" and self.high_steps is None
+        return self.scheduler or (None if has_none else "static")
 
 
 class StreamOptions(BaseModel):
@@ -151,31 +182,18 @@ class ChatRequest(AnswerRequest):
 class CompletionRequest(AnswerRequest):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(description="Texts, or ids of tokens.")
+    prompt: Prompts = Field(description="Texts, or ids of tokens.")
     logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST)
     best_of: int | None = Field(None, ge=1, le=1, description="Only 1.")
     echo: Literal[False] | None = Field(None, description="Not supported.")
     suffix: Literal[""] | None = Field(None, description="Not supported.")
-
-    @field_validator("prompt")
-    @classmethod
-    def _few_prompts(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) and len(prompt) > MAX_PROMPTS:
-            raise ValueError(f"at most {MAX_PROMPTS} prompts")
-        return prompt
-
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """The prompts one by one."""
-        single = isinstance(self.prompt, str) or all(isinstance(part, int) for part in self.prompt)
-        made: Any = [self.prompt] if single else self.prompt
-        return made
 
 
 class EmbeddingRequest(BaseModel):
     """The body of `/v1/embeddings`."""
 
     model: str | None = None
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    input: Texts = Field(description="Texts, or ids of tokens.")
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = Field(None, description="Not supported.")
     user: str | None = None

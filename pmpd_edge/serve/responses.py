@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pmpd_edge.serve.embedding import Embedded, Vector
 from pmpd_edge.serve.worker import Answer, Step
 from pmpd_edge.stats import GenerationStats
 from pmpd_edge.stream import Candidate, Token
@@ -18,7 +20,7 @@ LEAST_LOGPROB = -9999.0  # OpenAI's word for what is impossible; JSON has no inf
 Document = dict[str, Any]
 
 
-def summary(answer: Answer, scheduler: str) -> Document:
+def summary(answer: Answer, scheduler: str | None) -> Document:
     """What `pmpd` says about a whole answer."""
     stats = answer.stats
     return {
@@ -30,6 +32,7 @@ def summary(answer: Answer, scheduler: str) -> Document:
         "average_bitwidth": stats.average_bitwidth,
         "average_bpw": stats.average_bpw,
         "tokens": [_token(token) for token in answer.tokens],
+        **({"drafting": stats.drafting.to_dict()} if stats.drafting else {}),
     }
 
 
@@ -66,7 +69,7 @@ class Writer:
     Args:
         model: the model's name.
         is_chat: a chat's documents, or a plain completion's.
-        scheduler: as the request named it.
+        scheduler: its name, or None where there is none.
         n: answers to each prompt.
         tool: the function that the answer calls; its text are the arguments.
         logprobs: whether the answer shows probabilities in OpenAI's way.
@@ -75,7 +78,7 @@ class Writer:
 
     model: str
     is_chat: bool
-    scheduler: str
+    scheduler: str | None
     n: int = 1
     tool: str | None = None
     logprobs: bool = False
@@ -175,9 +178,28 @@ class Writer:
         return _chat_logprobs(tokens) if self.is_chat else _completion_logprobs(tokens)
 
 
+def embeddings(model: str, texts: Sequence[Embedded], encoding: str) -> Document:
+    """The response to a request for embeddings."""
+    n_tokens = sum(text.stats.prompt_tokens for text in texts)
+    return {
+        "object": "list",
+        "model": model,
+        "data": [
+            {"object": "embedding", "index": text.index, "embedding": _vector(text.vector, encoding)} for text in texts
+        ],
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+        "pmpd": {"precision": texts[0].stats.prefill_precision},
+    }
+
+
+def _vector(vector: Vector, encoding: str) -> list[float] | str:
+    """Numbers, or the base64 of little-endian float32: OpenAI's own client asks for that."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()
+
+
 def _token(token: Token) -> Document:
     probability = math.exp(token.sampled.logprob) if token.sampled else None
-    return {"text": token.text, "precision": token.precision, "probability": probability}
+    return {"text": token.text, "precision": token.precision, "probability": probability, "drafted": token.drafted}
 
 
 def _logprob(candidate: Candidate) -> float:

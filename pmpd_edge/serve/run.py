@@ -25,6 +25,7 @@ from pmpd_edge.chat import open_model
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.serve import guard
 from pmpd_edge.serve.app import Service, create_app
+from pmpd_edge.serve.embedding import UNPOOLED, Embedded
 from pmpd_edge.serve.guard import Guard, Record
 from pmpd_edge.serve.metrics import Metrics
 from pmpd_edge.serve.worker import Answer, Worker
@@ -67,16 +68,19 @@ def run(bundle: str | None, model: Mapping[str, Any], options: Options, browse: 
     """
     if options.api_key is not None and not options.api_key.strip():
         raise PmpdError("an empty API key", "give one, or leave it out")
-    with closing(_bind(options.host, options.port)) as listener, closing(open_model(bundle, model)) as llm:
+    with (
+        closing(_bind(options.host, options.port)) as listener,
+        closing(open_model(bundle, {**model, **UNPOOLED})) as llm,
+    ):
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         metrics = Metrics()
         worker = Worker(llm, options.max_queue, log)
         service = Service(llm, worker, metrics, log if options.log_text else None)
 
-        def finished(answer: Answer) -> None:
+        def finished(answer: Answer | Embedded) -> None:
             metrics.count_answer(answer)
-            if options.log_text:
+            if options.log_text and isinstance(answer, Answer):
                 log(f"answer {json.dumps(answer.text)}")
 
         worker.finished = finished

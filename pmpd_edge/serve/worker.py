@@ -15,7 +15,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pmpd_edge.errors import Cancelled, PmpdError
-from pmpd_edge.serve import errors
+from pmpd_edge.serve import embedding, errors
+from pmpd_edge.serve.embedding import Embedded, EmbeddingTask
 from pmpd_edge.serve.errors import ApiError
 from pmpd_edge.serve.fair import FairQueue
 from pmpd_edge.serve.grammar import Grammar
@@ -58,7 +59,7 @@ class Answer:
         return "".join(token.text for token in self.tokens)
 
 
-Event = Begun | Step | Answer
+Event = Begun | Step | Answer | Embedded
 
 
 @dataclass(eq=False)
@@ -67,13 +68,13 @@ class Job:
 
     Attributes:
         client: whose it is, for the queue.
-        answers: those that were begun, as far as they went.
+        answers: those that were begun, as far as they went; and the texts that were embedded.
         queued_seconds: how long it waited.
     """
 
-    tasks: Sequence[Task]
+    tasks: Sequence[Task | EmbeddingTask]
     client: Hashable
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Answer | Embedded] = field(default_factory=list)
     queued_seconds: float = 0.0
     cancelled: bool = False
     ended: bool = False
@@ -126,7 +127,7 @@ class Worker:
         self._running: Job | None = None
         self._closing = False
         self._on_idle: Callable[[], Any] = lambda: None
-        self.finished: Callable[[Answer], Any] = lambda answer: None
+        self.finished: Callable[[Answer | Embedded], Any] = lambda answer: None
 
     @property
     def waiting(self) -> int:
@@ -218,11 +219,16 @@ class Worker:
         job.begin()
         for index, task in enumerate(job.tasks):
             job.check()
-            self._answer(job, index, task)
+            if isinstance(task, EmbeddingTask):
+                embedded = embedding.embed(self.llm, task, index, job.check)
+                self._end(job, embedded)
+                job.tell(embedded)
+            else:
+                self._answer(job, index, task)
 
     def _answer(self, job: Job, index: int, task: Task) -> None:
         tokens: list[Token] = []
-        self.llm.configure(method=task.method, scheduler=task.scheduler)
+        self.llm.configure(method=task.method, scheduler=task.scheduler, draft_tokens=task.draft_tokens)
         self.llm.set_seed(task.seed)
         before = self.llm.stats
         try:
@@ -246,9 +252,12 @@ class Worker:
         finally:
             if self.llm.stats is not before:
                 answer = Answer(index, tuple(tokens), self.llm.stats)
-                job.answers.append(answer)
-                self.finished(answer)
+                self._end(job, answer)
         job.tell(answer)
+
+    def _end(self, job: Job, answer: Answer | Embedded) -> None:
+        job.answers.append(answer)
+        self.finished(answer)
 
 
 def where(fault: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmpd_edge.verbs.options import debug, n_gpu_layers, number, options, threads
+from pmpd_edge.verbs.options import debug, draft_tokens, n_gpu_layers, number, options, threads
 
 if TYPE_CHECKING:
     from pmpd_edge.bench.run import OpsResult, Result
@@ -51,6 +51,7 @@ what_options = options(
         show_default=True,
         help="The schedule whose answers are measured, as chat takes it.",
     ),
+    draft_tokens,
     click.option("--ops", is_flag=True, help="Measure single operators: BUNDLE's, or those of the paper's models."),
     click.option(
         "--peer",

@@ -6,26 +6,36 @@ from typing import Any
 
 import click
 
-from pmpd_edge.verbs.options import CACHE_TYPES, Finite, debug, n_gpu_layers, number, options, threads
+from pmpd_edge.verbs.options import (
+    CACHE_TYPES,
+    Finite,
+    debug,
+    draft_tokens,
+    n_gpu_layers,
+    number,
+    options,
+    threads,
+)
 
 # What a chat's /set changes as well: the names are those of chat.Settings.
 settings_options = options(
     click.option(
         "--method",
-        type=click.Choice(["pmpd", "high", "low"]),
+        type=click.Choice(["pmpd", "high", "low", "lossless"]),
         default="pmpd",
         show_default=True,
-        help="pmpd follows the scheduler; high and low do everything at the highest or lowest precision.",
+        help="pmpd follows the scheduler; high and low do everything at the highest or lowest precision; lossless "
+        "answers as high does (or as pmpd with a scheduler), and drafts at the lowest.",
     ),
     click.option(
         "--scheduler",
         metavar="SPEC",
-        default="static",
-        show_default=True,
+        show_default="static; for lossless the highest precision",
         help="static (the bundle's schedule), static:8@1,4@86 (precision 8 from step 1, 4 from step 86), fixed:4, "
         "learned, confidence, random, first:SHARE (or middle, last, alternate), or MODULE:NAME of your own.",
     ),
     number("--high-steps", click.IntRange(0), "Steps before the first switch.", "as scheduled"),
+    draft_tokens,
     number("--max-new-tokens", click.IntRange(1), "Length of the longest answer.", "the bundle's"),
     click.option("--system", default="", metavar="TEXT", help="System message."),
     number(
@@ -90,8 +100,8 @@ def chat(
     BUNDLE is a directory or a Hub id; without it, the small model in the package answers: it translates sentences from
     German or French to English.
 
-    Tokens decoded at the lowest precision are orange. Ctrl-C stops an answer, and leaves at the prompt. Where standard
-    input is not a terminal, each of its lines is a message.
+    Tokens decoded at the lowest precision are orange, drafts that lossless has kept underlined. Ctrl-C stops an answer,
+    and leaves at the prompt. Where standard input is not a terminal, each of its lines is a message.
     """
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt.")

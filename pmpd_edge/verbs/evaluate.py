@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pmpd_edge.verbs.options import debug, n_gpu_layers, number, threads
+from pmpd_edge.verbs.options import debug, draft_tokens, n_gpu_layers, number, threads
 from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, reference_option, stop_option, task_option
 
 
@@ -32,9 +32,10 @@ from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, referen
     default="high,low,pmpd",
     show_default=True,
     metavar="METHOD,...",
-    help="What is compared: high, low, uniform (each level), uniform:PRECISION, pmpd, pmpd:SCHEDULER, dns, dns:BPW, "
-    "dns-sensitive.",
+    help="What is compared: high, low, uniform (each level), uniform:PRECISION, pmpd, pmpd:SCHEDULER, lossless, "
+    "lossless:SCHEDULER, dns, dns:BPW, dns-sensitive.",
 )
+@draft_tokens
 @click.option("--baseline", metavar="METHOD", help="What differences are from.", show_default="high, or the first")
 @number("--kl", click.IntRange(0), "Prompts on which distributions are compared with the 16-bit level's.", default=100)
 @number("--timed", click.IntRange(0), "Prompts that are answered one at a time, for the speeds.", default=5)
@@ -61,6 +62,7 @@ from pmpd_edge.verbs.task import parallel, prompt_options, read_dataset, referen
 def evaluate(
     bundle: str | None,
     methods: str,
+    draft_tokens: int | str,
     baseline: str | None,
     metrics: tuple[str, ...],
     kl: int,
@@ -91,6 +93,7 @@ def evaluate(
 
     options = run.Options(
         methods=tuple(split(methods)),
+        draft_tokens=draft_tokens,
         baseline=baseline,
         parallel=parallel,
         timed=timed,

@@ -23,6 +23,18 @@ class Finite(click.FloatRange):
         return number
 
 
+class DraftTokens(click.IntRange):
+    """A number of tokens to draft, or `auto`."""
+
+    name = "number|auto"
+
+    def __init__(self) -> None:
+        super().__init__(1, 64)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     ctx.meta["debug"] = value or ctx.meta.get("debug", False)  # shared by a group and its verbs
 
@@ -57,4 +69,13 @@ threads = number(
 
 n_gpu_layers = number(
     "--n-gpu-layers", click.IntRange(-1, 2**31 - 1), "Layers on the GPU; -1: all.", "all, if it was built for one"
+)
+
+draft_tokens = click.option(
+    "--draft-tokens",
+    type=DraftTokens(),
+    default="auto",
+    show_default=True,
+    metavar="K|auto",
+    help="For lossless: tokens to draft at a time; auto: as many as pay on this device.",
 )

@@ -21,12 +21,12 @@ def test_the_schedule_is_held_against_fixed_levels(short_llm: Pmpd) -> None:
 def test_the_ideal_is_the_sum_of_the_parts_of_runs_that_do_not_switch(
     short_llm: Pmpd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = {"static": {8: 1.0, 4: 1.0}, "fixed:8": {8: 0.5}, "fixed:4": {4: 0.25}}
-    prefill = {("static", 8): 3.0, ("fixed:8", 8): 2.0, ("fixed:4", 4): 9.0}
-    plans = {"static": (8, 8, 4, 4), "fixed:8": (8,) * 4, "fixed:4": (4,) * 4}
+    seconds = {"static": {8: 1.0, 4: 1.0}, "fixed:8": {8: 0.5}, "fixed:4": {4: 0.25}, "lossless": {8: 0.4}}
+    prefill = {("static", 8): 3.0, ("fixed:8", 8): 2.0, ("fixed:4", 4): 9.0, ("lossless", None): 2.0}
+    plans = {"static": (8, 8, 4, 4), "fixed:8": (8,) * 4, "fixed:4": (4,) * 4, "lossless": (8,) * 4}
 
     def answer(llm: Pmpd, tokens: list[int], steps: int) -> Run:
-        way = llm._configuration["scheduler"]
+        way = llm._configuration["scheduler"] or llm.method
         assert len(tokens) == 7 and steps == 4
         times = tuple(seconds[way][p] * (1 + i) for i, p in enumerate(plans[way]))
         return Run(prefill[way, llm._configuration["prefill"]], times, plans[way])

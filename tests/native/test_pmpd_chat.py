@@ -7,14 +7,22 @@ from typing import Any
 
 import pytest
 from libpmpd import ARGUMENT, PmpdFailure, Session, single_level
+from llama_cpp.llama_chat_format import (
+    CHATML_CHAT_TEMPLATE,
+    MISTRAL_INSTRUCT_CHAT_TEMPLATE,
+    MIXTRAL_INSTRUCT_CHAT_TEMPLATE,
+)
 
 from pmpd_edge import Pmpd
 from pmpd_edge.bench.random_model import quantize, write_llama
 from pmpd_edge.chat_template import render
 from pmpd_edge.errors import PmpdError
 
-# Of the families that people convert, in their own words or nearly so.
+# Of the families that people convert, in their own words or nearly so; the first three are texts that llama_cpp knows.
 TEMPLATES = {
+    "openhermes": CHATML_CHAT_TEMPLATE,
+    "mistral-0.1": MISTRAL_INSTRUCT_CHAT_TEMPLATE,
+    "mixtral": MIXTRAL_INSTRUCT_CHAT_TEMPLATE,
     "chatml": (
         "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"

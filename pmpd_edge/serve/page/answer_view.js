@@ -76,9 +76,10 @@ export class AnswerView {
     this.drawn = answer.tokens.length;
   }
 
-  token({ text, precision, probability }) {
+  token({ text, precision, probability, drafted }) {
     const data = { "data-precision": precision, "data-probability": probability ?? null };
-    return element("span", { class: `token ${this.look.levels.rank(precision)}`, ...data }, text);
+    const kind = `token ${this.look.levels.rank(precision)}${drafted ? " drafted" : ""}`;
+    return element("span", { class: kind, ...data }, text);
   }
 
   async copy() {

@@ -3,10 +3,10 @@
  *
  * Knows nothing of elements, of storage or of the network.
  *
- * @typedef {{text: string, precision: number, probability: number}} Token
+ * @typedef {{text: string, precision: number, probability: number, drafted?: boolean}} Token drafted: by a lower level
  * @typedef {{
  *   method: string, scheduler: string | null, text: string, tokens: Token[], speed: number | null,
- *   bitwidth: number | null, bpw: number | null, precisions: number[] | null, timings: object | null,
+ *   bitwidth: number | null, bpw: number | null, precisions: number[] | null, drafting: object | null, timings: object | null,
  *   finish: string, error: string,
  * }} Answer `finish` is empty while it grows, then the server's reason (`stop`, `length`, ...), `stopped` or `error`;
  *   `precisions` are those of all sampled tokens, known at the end; speed is in decode tokens/s.
@@ -24,6 +24,7 @@ export function newAnswer(method, scheduler) {
     bitwidth: null,
     bpw: null,
     precisions: null,
+    drafting: null,
     timings: null,
     finish: "",
     error: "",
@@ -40,6 +41,7 @@ export function addChunk(answer, chunk) {
   answer.bitwidth = pmpd.average_bitwidth ?? answer.bitwidth;
   answer.bpw = pmpd.average_bpw ?? answer.bpw;
   answer.precisions = pmpd.precisions ?? answer.precisions;
+  answer.drafting = pmpd.drafting ?? answer.drafting;
   answer.timings = chunk.timings ?? answer.timings;
   answer.finish = choice?.finish_reason ?? answer.finish;
 }
@@ -79,6 +81,7 @@ export function figures(answer) {
     [answer.speed, (speed) => `${speed.toFixed(1)} tokens/s`],
     [answer.bitwidth, (bits) => `${bits.toFixed(2)} bits on average`],
     [answer.bpw, (bpw) => `${bpw.toFixed(2)} bpw`],
+    [answer.drafting?.acceptance, (kept) => `${(100 * kept).toFixed(0)} % of the drafts kept`],
     [timings?.prompt_n, read],
   ];
   return known.filter(([value]) => value !== null && value !== undefined).map(([value, say]) => say(value));

@@ -12,6 +12,7 @@ const NOTES = {
   pmpd: "Begins high and steps down as the scheduler says.",
   high: "Everything at the highest precision.",
   low: "Everything at the lowest precision.",
+  lossless: "The highest precision's answer; the lowest drafts it where that is quicker.",
   [SIDE_BY_SIDE]: "The same message to pmpd, high and low, one after the other.",
 };
 

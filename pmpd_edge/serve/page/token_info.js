@@ -52,7 +52,8 @@ function show(token, levels) {
   const { precision, probability } = token.dataset;
   const info = byId("token-info");
   const known = probability ? `, probability ${percent(probability)}` : "";
-  info.textContent = `${JSON.stringify(token.textContent)}: ${levels.describe(Number(precision))}${known}`;
+  const drafted = token.matches(".drafted") ? ", drafted by a lower level" : "";
+  info.textContent = `${JSON.stringify(token.textContent)}: ${levels.describe(Number(precision))}${known}${drafted}`;
   info.hidden = false;
   place(info, token.getClientRects()[0] ?? token.getBoundingClientRect());
   return info.textContent;
