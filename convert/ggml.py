@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,7 +96,7 @@ class Ggml:
         finally:
             self._gguf_free(gguf)
 
-    def write_header(self, like: Path, out: Path, types: dict[str, str], ftype: int) -> bool:
+    def write_header(self, like: Path, out: Path, types: Mapping[str, str], ftype: int) -> bool:
         """Write the metadata and tensor list of a file to another one, with other types.
 
         Args:

@@ -33,6 +33,7 @@ _SMALL_FILES = (
     "LICENCE*",
     "NOTICE*",
 )
+_POOLING = "*_Pooling/config.json"  # of models for embeddings: upstream's converter follows modules.json to it
 _SAFETENSORS, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
 
 # Of a GGUF to start from; anything else was quantised before.
@@ -217,7 +218,7 @@ def _download(repo: str, revision: str | None, show: bool, note: Callable[[str],
 
 
 def _choose(files: Sequence[str], named: str) -> list[str]:
-    """The files to download: safetensors, pickled weights only where there are none; nothing from subdirectories."""
+    """The files to download: safetensors, or pickled weights where there are none; of subdirectories, pooling alone."""
     from fnmatch import fnmatch
 
     top = [file for file in files if "/" not in file]
@@ -228,7 +229,8 @@ def _choose(files: Sequence[str], named: str) -> list[str]:
         raise ConvertError(
             f"{named}: no weights ({_SAFETENSORS} or {_PICKLED})", "give the Hub id of the model that it was made from"
         )
-    return [*weights, *(file for file in top if any(fnmatch(file, pattern) for pattern in _SMALL_FILES))]
+    small = [file for file in top if any(fnmatch(file, pattern) for pattern in _SMALL_FILES)]
+    return [*weights, *small, *(file for file in files if fnmatch(file, _POOLING))]
 
 
 def _check_cached(path: Path, named: str) -> None:

@@ -85,6 +85,23 @@ class Answer:
         return self.precisions[1:]
 
 
+def detokenize(vocab: Any, tokens: Sequence[int]) -> str:
+    """The text of an answer; tokens that end one have none.
+
+    Args:
+        vocab: a `llama_vocab *`.
+    """
+    ids = [token for token in tokens if not llama_cpp.llama_vocab_is_eog(vocab, token)]
+    array = (llama_cpp.llama_token * len(ids))(*ids)
+    size = 64 + 16 * len(ids)
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n_bytes = llama_cpp.llama_detokenize(vocab, array, len(ids), buffer, size, False, False)
+        if n_bytes >= 0:
+            return buffer.raw[:n_bytes].decode("utf-8", errors="replace")
+        size = -n_bytes
+
+
 class Batch:
     """A bundle in a context with room for several sequences.
 
@@ -180,15 +197,7 @@ class Batch:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of an answer; tokens that end one have none."""
-        ids = [token for token in tokens if not self.ends(token)]
-        array = (llama_cpp.llama_token * len(ids))(*ids)
-        size = 64 + 16 * len(ids)
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n_bytes = llama_cpp.llama_detokenize(self.vocab, array, len(ids), buffer, size, False, False)
-            if n_bytes >= 0:
-                return buffer.raw[:n_bytes].decode("utf-8", errors="replace")
-            size = -n_bytes
+        return detokenize(self.vocab, tokens)
 
     def ends(self, token: int) -> bool:
         """Whether the model ends its answer with this token."""

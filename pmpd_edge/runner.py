@@ -151,8 +151,8 @@ class Pmpd(llama_cpp.Llama):
                     raise BundleError(f"{path}: does not load ({log.reason(error)})") from None
                 raise PmpdError(f"these options do not fit: {log.reason(error)}") from None
             if options.get("chat_format") is None and "chat_template.default" in self._chat_handlers:
-                # llama_cpp writes prompts itself where it knows a template, and not as that says (ChatML: an empty system
-                # turn before messages without one)
+                # Where llama_cpp knows a template it writes prompts itself, and not as that says: those of ChatML begin
+                # with an empty system turn.
                 self.chat_format = "chat_template.default"
             if self.lora_path and not self._lora_adapter:  # llama_cpp takes a null pointer for an adapter
                 self._lora_adapter = None
@@ -295,7 +295,10 @@ class Pmpd(llama_cpp.Llama):
         return _Run(self._scheduler, self.stats, reset)
 
     def forecast(self) -> str:
-        """What drafting promises on this device; empty where it is not for `auto` to choose how much to draft."""
+        """What drafting promises on this device; empty where it is not for `auto` to choose how much to draft.
+
+        Measuring it takes the logits of the last evaluation away.
+        """
         if self.method != "lossless":
             return ""
         self.levels.load(*self.precisions)
@@ -376,6 +379,11 @@ class Pmpd(llama_cpp.Llama):
         """Go back to the first tokens; the rows after them are removed by the next evaluation."""
         self.n_tokens = n_tokens
         self._requires_eval = True
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called since the last answer began."""
+        return self._abort.requested
 
     def cancel(self) -> None:
         """Stop a running prefill as soon as possible, from another thread or a signal handler: it raises Cancelled."""

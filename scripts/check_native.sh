@@ -15,8 +15,13 @@ build() { # CHECK TARGET FLAGS [CMAKE OPTION...]
     shift 3
     cmake -S native -B "build/check/$check" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DGGML_OPENMP=OFF \
         -DPMPD_BUILD_PACKAGE=OFF -DPMPD_BUILD_CHECKS=ON -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" "$@" \
-        ${CMAKE_ARGS:-} > "build/check/$check.log"
-    cmake --build "build/check/$check" --target "$target" ${JOBS:+-j "$JOBS"} >> "build/check/$check.log"
+        ${CMAKE_ARGS:-} > "build/check/$check.log" || fail "$check"
+    cmake --build "build/check/$check" --target "$target" ${JOBS:+-j "$JOBS"} >> "build/check/$check.log" || fail "$check"
+}
+
+fail() { # CHECK
+    tail -n 40 "build/check/$1.log" >&2
+    exit 1
 }
 
 mkdir -p build/check/corpus build/check/seeds

@@ -32,7 +32,7 @@ private:
 
     void         check_prompt() const;
     void         prefill();
-    int32_t      sample();
+    pmpd_sampled sample();
     void         step(int32_t token);
     void         count_token(int32_t precision);
     pmpd_sampled describe(int32_t token) const;
@@ -87,8 +87,7 @@ void answer::check_prompt() const {
 void answer::generate() {
     prefill();
     while (true) {
-        const int32_t      token   = sample();
-        const pmpd_sampled sampled = describe(token);
+        const pmpd_sampled sampled = sample();
         if (session.is_cancelled) {
             throw pmpd_failure(PMPD_CANCELLED, "the answer was cancelled");
         }
@@ -99,7 +98,7 @@ void answer::generate() {
             }
             return;
         }
-        step(token);
+        step(sampled.id);
     }
 }
 
@@ -118,15 +117,16 @@ void answer::prefill() {
     session.progress.stats.prefill_seconds = now_seconds() - start;
 }
 
-int32_t answer::sample() {
+pmpd_sampled answer::sample() {
     const double  start = now_seconds();
     const int32_t token = llama_sampler_sample(sampler.get(), session.ctx.get(), -1);
     pmpd_stats  & stats = session.progress.stats;
     double      & sum   = n_tokens == 0 ? stats.prefill_seconds : stats.decode_seconds;
     ++n_tokens;
     count_token(session.precisions.back());
+    pmpd_sampled sampled = describe(token);
     sum += now_seconds() - start;
-    return token;
+    return sampled;
 }
 
 void answer::count_token(int32_t precision) {

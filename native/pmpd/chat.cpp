@@ -53,6 +53,64 @@ static jinja::value values_of(const struct pmpd_message * messages, size_t n_mes
     return list;
 }
 
+// Parser and interpreter call themselves for what is nested or chained, with no limit of their own, and a bundle may be
+// anybody's. Templates in use are less than 20 deep
+static constexpr int MAX_DEPTH  = 100;  // of brackets and blocks; elif is a block in the else of another
+static constexpr int MAX_LENGTH = 1000; // tokens of an expression or a statement
+
+static int brackets(jinja::token::type type) {
+    switch (type) {
+        case jinja::token::open_paren:
+        case jinja::token::open_square_bracket:
+        case jinja::token::open_curly_bracket:
+            return 1;
+        case jinja::token::close_paren:
+        case jinja::token::close_square_bracket:
+        case jinja::token::close_curly_bracket:
+            return -1;
+        default:
+            return 0;
+    }
+}
+
+// Whether the statement that begins at a token has an end of its own
+static bool is_block(const std::vector<jinja::token> & tokens, size_t i) {
+    const std::string name = tokens[i].value;
+    if (name != "set") {
+        return name == "if" || name == "for" || name == "macro" || name == "call" || name == "filter" || name == "generation";
+    }
+    while (i < tokens.size() && tokens[i].t != jinja::token::close_statement && tokens[i].t != jinja::token::equals) {
+        ++i;
+    }
+    return i < tokens.size() && tokens[i].t == jinja::token::close_statement;
+}
+
+static void check_depth(const std::vector<jinja::token> & tokens) {
+    std::vector<int> blocks; // how deep each open one leads: 1, and its elifs
+    int              depth  = 0;
+    int              length = 0;
+    for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+        const bool is_statement = tokens[i].t == jinja::token::open_statement;
+        const bool is_end       = is_statement && tokens[i + 1].value.compare(0, 3, "end") == 0;
+        const bool is_elif      = is_statement && tokens[i + 1].value == "elif";
+        if (is_statement && is_block(tokens, i + 1)) {
+            blocks.push_back(1);
+            ++depth;
+        } else if (is_elif && !blocks.empty()) {
+            ++blocks.back();
+            ++depth;
+        } else if (is_end && !blocks.empty()) {
+            depth -= blocks.back();
+            blocks.pop_back();
+        }
+        depth += brackets(tokens[i].t);
+        length = is_statement || tokens[i].t == jinja::token::open_expression ? 0 : length + 1;
+        if (depth > MAX_DEPTH || length > MAX_LENGTH) {
+            throw std::runtime_error("it is nested too deep");
+        }
+    }
+}
+
 static std::string render(
         const char                * text,
         const llama_vocab         * vocab,
@@ -60,6 +118,7 @@ static std::string render(
         size_t                      n_messages) {
     jinja::lexer              lexer;
     const jinja::lexer_result tokens  = lexer.tokenize(text);
+    check_depth(tokens.tokens);
     const jinja::program      program = jinja::parse_from_tokens(tokens);
 
     const std::string bos = text_of(vocab, llama_vocab_bos(vocab));

@@ -74,8 +74,9 @@ std::vector<int32_t> pmpd_find_fast_cores(void) {
     });
     std::vector<int32_t> cores;
     for (const speed_of_core & one : found) {
-        const bool is_slowest = one.speed == found.back().speed && one.speed < found.front().speed;
-        if (!is_slowest || cores.size() < 2) { // one core alone would be slower than with a slow one beside it
+        // of the slowest kind, and clearly so: equal cores of which some may clock a little higher are all fast
+        const bool is_slow = one.speed == found.back().speed && one.speed*10 < found.front().speed*8;
+        if (!is_slow || cores.size() < 2) { // one core alone would be slower than with a slow one beside it
             cores.push_back(one.core);
         }
     }

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pmpd_edge.bench.timing import Series, random_tokens
+from pmpd_edge.lossless.drafter import obstacle
 
 if TYPE_CHECKING:
     from pmpd_edge.runner import Pmpd
@@ -87,7 +88,7 @@ class Comparison:
         prompt: tokens.
         scheduled, high, low: with the schedule; everything at the highest and the lowest level.
         ideal_seconds: the sum of the schedule's parts.
-        lossless: everything at the highest level, with drafts of the lowest.
+        lossless: everything at the highest level, with drafts of the lowest; None where drafts cannot be taken back.
     """
 
     prompt: int
@@ -117,7 +118,7 @@ def measure(
     progress: Progress = lambda label, done: None,
     draft_tokens: int | str = "auto",
 ) -> Comparison:
-    """Answer a prompt with a schedule, high, low, lossless, and at each other precision of the schedule, by turns.
+    """Answer a prompt with a schedule, high, low, lossless where it can be, and at each other precision, by turns.
 
     Args:
         llm: it is configured anew, and left with other tokens; its context must hold the prompt and the steps.
@@ -127,7 +128,9 @@ def measure(
     """
     ways = _ways(llm, scheduler)
     tokens = random_tokens(llm, prompt)
-    runs: dict[Way, list[Run]] = {way: [] for way in (ways.scheduled, *ways.fixed.values(), ways.lossless)}
+    runs: dict[Way, list[Run]] = {way: [] for way in (ways.scheduled, *ways.fixed.values())}
+    if not obstacle(llm):
+        runs[ways.lossless] = []
     for repetition in range(repetitions + 1):
         for i, way in enumerate(runs):
             progress(f"answers: {way[0]}", (repetition + i / len(runs)) / (repetitions + 1))
@@ -172,7 +175,7 @@ def _compare(ways: _Ways, answers: Mapping[Way, Answers], prompt: int) -> Compar
     prefills = [run.prefill for found in alone for run in found.runs]
     steps = {precision: found.steps() for precision, found in fixed.items()}
     parts = Series(tuple(prefills)).median + sum(steps[p][i] for i, p in enumerate(scheduled.precisions))
-    return Comparison(prompt, scheduled, fixed[max(fixed)], fixed[min(fixed)], parts, answers[ways.lossless])
+    return Comparison(prompt, scheduled, fixed[max(fixed)], fixed[min(fixed)], parts, answers.get(ways.lossless))
 
 
 def _answer(llm: Pmpd, tokens: list[int], steps: int) -> Run:

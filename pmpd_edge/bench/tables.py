@@ -182,13 +182,14 @@ def _answers(found: Comparison) -> Section:
     rows = [(name, *_answer(answers), f"{found.speedup(answers):.2f}") for name, answers in ways.items()]
     gain = found.speedup(found.high)
     verdict = "Stepping down pays here" if gain > 1 else "Stepping down does not pay here"
-    notes = (
+    notes = [
         f"{found.prompt} tokens of prompt, {steps} decode steps ({_segments(found.scheduled.precisions)}).",
         f"The sum of its parts is {found.ideal_seconds:.3f} s; the schedule takes {found.over_ideal:.3f} of that.",
         f"{verdict}: answers take {1 / gain:.2f} of the time at {found.high.prefill} bits throughout.",
-        "lossless gives what high gives; how many of its drafts stand depends on the text, which is random here.",
-    )
-    return Section("Answers under a schedule", (head, *rows), (0, 5), notes)
+    ]
+    if found.lossless:
+        notes.append("lossless gives what high gives; how many drafts stand depends on the text, which is random here.")
+    return Section("Answers under a schedule", (head, *rows), (0, 5), tuple(notes))
 
 
 def _answer(answers: Answers) -> Iterator[str]:

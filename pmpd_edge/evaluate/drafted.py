@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pmpd_edge.batch import Answer, Batch, Job
+from pmpd_edge.batch import Answer, Job, detokenize
 from pmpd_edge.errors import ContextFullError
 from pmpd_edge.stream import Sampling, stream
 
@@ -19,14 +19,17 @@ class OneByOne:
 
     Args:
         llm: it is configured anew for every answer.
-        batch: says what its text is, and what the last bits of logits depend on.
+        numerics: those of a `Batch` of one sequence.
         draft_tokens: as `Pmpd` takes them.
     """
 
-    def __init__(self, llm: Pmpd, batch: Batch, draft_tokens: int | str = "auto") -> None:
+    def __init__(self, llm: Pmpd, numerics: Mapping[str, Any], draft_tokens: int | str = "auto") -> None:
         self._llm, self._draft_tokens = llm, draft_tokens
-        self.detokenize = batch.detokenize
-        self.numerics = {**batch.numerics, "draft_tokens": draft_tokens}
+        self.numerics = {**numerics, "draft_tokens": draft_tokens}
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of an answer; tokens that end one have none."""
+        return detokenize(self._llm._model.vocab, tokens)
 
     def run(self, jobs: Sequence[Job], progress: Callable[[int], None] = lambda n_done: None) -> list[Answer]:
         """Make the answers to all jobs, in their order; see `Batch.run`."""

@@ -116,8 +116,10 @@ class Respondent:
         with self._batch(self._asked.parallel) as batch:
             found |= {method.name: self._answer(batch, method) for method in methods if not method.drafts}
         if len(found) < len(methods):
-            with self._batch(1) as batch, closing(self._drafting()) as llm:
-                one_by_one = OneByOne(llm, batch, self._asked.draft_tokens)
+            with self._batch(1) as batch:  # closed before the next: both would hold the highest level
+                numerics = batch.numerics
+            with closing(self._drafting()) as llm:
+                one_by_one = OneByOne(llm, numerics, self._asked.draft_tokens)
                 found |= {method.name: self._answer(one_by_one, method) for method in methods if method.drafts}
         return found
 

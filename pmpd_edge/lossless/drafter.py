@@ -47,7 +47,11 @@ class Drafter:
         Raises:
             PmpdError: the model's KV cache cannot take drafts back.
         """
-        _check_memory(llm)
+        if kind := obstacle(llm):
+            raise PmpdError(
+                f"{llm.bundle.name}: lossless takes drafts back, which is not possible with {kind}",
+                "use another method",
+            )
         llm.levels.load(self.precision)
         for verifier in verifiers if self.draft_tokens == AUTO else ():
             pair = self.precision, verifier
@@ -77,12 +81,10 @@ class Drafter:
         return planner.forecast(self.precision, verifier) if planner and self.draft_tokens == AUTO else ""
 
 
-def _check_memory(llm: Pmpd) -> None:
+def obstacle(llm: Pmpd) -> str:
+    """What of a model keeps drafts from being taken back; empty where nothing does."""
     from pmpd_edge.runner import llama_cpp
 
-    has_window = llama_cpp.llama_model_n_swa(llm.model) > 0 and not llm.context_params.swa_full
-    if has_window or llm._is_recurrent or llm._is_hybrid:
-        kind = "a sliding window" if has_window else "recurrent layers"
-        raise PmpdError(
-            f"{llm.bundle.name}: lossless takes drafts back, which is not possible with {kind}", "use another method"
-        )
+    if llama_cpp.llama_model_n_swa(llm.model) > 0 and not llm.context_params.swa_full:
+        return "a sliding window"
+    return "recurrent layers" if llm._is_recurrent or llm._is_hybrid else ""

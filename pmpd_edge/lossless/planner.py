@@ -126,12 +126,11 @@ class Planner:
         self.costs.update(done)
         self._plain = _LEDGER_MEMORY * self._plain + done.tokens * self.costs.step
         self._lost *= _LEDGER_MEMORY
-        if not done.drafted:
-            return
-        self._lost += done.seconds - done.tokens * self.costs.step
-        judged = done.kept + done.rejected
-        self._trials = _MEMORY**judged * self._trials + judged
-        self._kept = _MEMORY**judged * self._kept + done.kept
+        if done.drafted:
+            self._lost += done.seconds - done.tokens * self.costs.step
+            judged = done.kept + done.rejected
+            self._trials = _MEMORY**judged * self._trials + judged
+            self._kept = _MEMORY**judged * self._kept + done.kept
         self._best = self.costs.best(self.acceptance)
         self._can_pay = self.costs.best(1) > 0
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pmpd_edge.bundle import Bundle
 from pmpd_edge.chat_template import Prompt, render
 from pmpd_edge.errors import ContextFullError, PmpdError
+from pmpd_edge.lossless.drafter import obstacle
 from pmpd_edge.schedule import METHODS, Scheduler
 from pmpd_edge.schedule.patterns import PATTERNS
 from pmpd_edge.schedule.spec import make_scheduler
@@ -93,7 +94,7 @@ def embedding_tasks(llm: Pmpd, request: EmbeddingRequest) -> list[EmbeddingTask]
     if embedding.pooling(llm) is None:
         text = f"{llm.bundle.name} ranks texts, and gives no embeddings"
         raise ApiError(404, text, code="model_not_found", param="model")
-    prompts = [Prompt(_tokens(llm, text, "input")) for text in one_by_one(request.input)]
+    prompts = [Prompt(_tokens(llm, text, "input", add_special=True)) for text in one_by_one(request.input)]
     for prompt in prompts:
         _check_length(llm, prompt, llm.n_ctx(), "input")
     return [EmbeddingTask(prompt) for prompt in prompts]
@@ -143,6 +144,8 @@ def _tasks(
         if not prompt.tokens:
             raise ApiError(400, "an empty prompt: give at least one token", param=param)
         _check_length(llm, prompt, llm.n_ctx() - 1, param)
+    if request.pmpd.method == "lossless" and (found := obstacle(llm)):
+        raise ApiError(400, f"lossless is not possible with {found}: use another method", param="pmpd.method")
     seed = random.randrange(SEEDS) if request.seed is None else request.seed
     task = Task(
         prompt=prompts[0],
@@ -206,10 +209,16 @@ def _grammar(llm: Pmpd, wanted: ResponseFormat | None, tool: Tool | None) -> str
         raise bad_request(error, "tools" if tool else "response_format") from None
 
 
-def _tokens(llm: Pmpd, prompt: str | list[int], param: str = "prompt") -> list[int]:
-    """A prompt as tokens: with what the model begins a text with, as `create_completion` has it."""
+def _tokens(llm: Pmpd, prompt: str | list[int], param: str = "prompt", add_special: bool | None = None) -> list[int]:
+    """A prompt as tokens: with what the model begins a text with, as `create_completion` has it.
+
+    Args:
+        add_special: also what it ends one with, where its file says so: that belongs to a whole text. To llama_cpp it
+            is `add_bos`.
+    """
     if isinstance(prompt, str):
-        tokens: list[int] = llm.tokenize(prompt.encode(), add_bos=llm._model.add_bos_token(), special=True)
+        whole = llm._model.add_bos_token() if add_special is None else add_special
+        tokens: list[int] = llm.tokenize(prompt.encode(), add_bos=whole, special=True)
         prompt = tokens or [llm.token_bos()]
     if not prompt or not all(0 <= token < llm.n_vocab() for token in prompt):
         raise ApiError(400, f"a prompt needs tokens, with ids below {llm.n_vocab()}", param=param)

@@ -10,6 +10,7 @@ from pmpd_edge import __version__
 from pmpd_edge.bench import memory
 from pmpd_edge.bundle import Bundle, Level
 from pmpd_edge.chat_template import has_template
+from pmpd_edge.lossless.drafter import obstacle
 from pmpd_edge.schedule import METHODS
 from pmpd_edge.serve.embedding import pooling
 from pmpd_edge.stream import Sampling
@@ -30,7 +31,7 @@ def props(llm: Pmpd, schedulers: Sequence[str]) -> dict[str, Any]:
         "max_new_tokens": bundle.schedule.max_new_tokens,
         "prefill": bundle.prefill,
         "schedule": [{"step": switch.step, "precision": switch.precision} for switch in bundle.schedule.switches],
-        "methods": list(METHODS),
+        "methods": [method for method in METHODS if method != "lossless" or not obstacle(llm)],
         "schedulers": list(schedulers),
         "levels": [_level(bundle, level, llm.levels.loaded) for level in bundle.levels],
         "memory": _memory(),

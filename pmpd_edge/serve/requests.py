@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pmpd_edge.stream import Sampling
 
@@ -19,9 +19,16 @@ MAX_PROMPTS = 16
 MAX_DRAFTS = 64  # as on the command line
 MAX_TEXTS = 2048  # to be embedded, as OpenAI has it
 
+
+def _whole(value: Any) -> Any:
+    """100.0 is an integer to JSON, and all that some languages can write."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -51,8 +58,8 @@ class PmpdOptions(BaseModel):
         max_length=200,
         description="A specification as `pmpd-edge chat` takes it; static, and for lossless none, unless it is given.",
     )
-    high_steps: int | None = Field(default=None, ge=0, lt=2**31, description="Steps before the first switch.")
-    draft_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFTS)] | Literal["auto"] = Field(
+    high_steps: Integer | None = Field(default=None, ge=0, lt=2**31, description="Steps before the first switch.")
+    draft_tokens: Annotated[Integer, Field(ge=1, le=MAX_DRAFTS)] | Literal["auto"] = Field(
         default="auto", description="For lossless: tokens to draft at a time."
     )
 
@@ -73,17 +80,17 @@ class AnswerRequest(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
     model: str | None = Field(None, description="There is one model: any name is taken for it.")
-    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_tokens: Integer | None = Field(None, ge=1, lt=2**31)
     temperature: Finite | None = Field(None, ge=0, le=2)
     top_p: Finite | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31)
+    top_k: Integer | None = Field(None, ge=0, lt=2**31)
     min_p: Finite | None = Field(None, ge=0, le=1)
     repeat_penalty: Finite | None = Field(None, gt=0, le=10)
     frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
     presence_penalty: Finite | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    n: Integer | None = Field(None, ge=1, le=MAX_ANSWERS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0, description="Not supported.")
@@ -171,9 +178,9 @@ class ChatRequest(AnswerRequest):
     """The body of `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: Integer | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST)
+    top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LIKELIEST)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -183,8 +190,8 @@ class CompletionRequest(AnswerRequest):
     """The body of `/v1/completions`."""
 
     prompt: Prompts = Field(description="Texts, or ids of tokens.")
-    logprobs: int | None = Field(None, ge=0, le=MAX_LIKELIEST)
-    best_of: int | None = Field(None, ge=1, le=1, description="Only 1.")
+    logprobs: Integer | None = Field(None, ge=0, le=MAX_LIKELIEST)
+    best_of: Integer | None = Field(None, ge=1, le=1, description="Only 1.")
     echo: Literal[False] | None = Field(None, description="Not supported.")
     suffix: Literal[""] | None = Field(None, description="Not supported.")
 

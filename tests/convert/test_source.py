@@ -130,6 +130,13 @@ def test_only_the_files_that_converting_needs_are_downloaded_once(hub: Hub) -> N
     assert len(hub.fetched) == fetched
 
 
+def test_a_model_for_embeddings_brings_how_it_pools(hub: Hub) -> None:
+    """Upstream's converter opens what modules.json names."""
+    hub.files |= {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/model.safetensors": b"x"}
+    found = sources.find("org/name")
+    assert (found.path / "1_Pooling/config.json").is_file() and not (found.path / "2_Dense").exists()
+
+
 def test_pickled_weights_only_where_there_are_no_others(hub: Hub) -> None:
     del hub.files["model.safetensors"]
     assert "pytorch_model.bin" in {path.name for path in sources.find("org/name").path.iterdir()}

@@ -97,7 +97,7 @@ def test_evaluations_answer_with_drafts_what_they_answer_without() -> None:
         ]
         jobs.append(Job([300] * 300, FixedScheduler(8), 8, 5))  # does not fit
         done: list[int] = []
-        assert OneByOne(llm, batch).run(jobs, done.append) == batch.run(jobs)
+        assert OneByOne(llm, batch.numerics).run(jobs, done.append) == batch.run(jobs)
         assert done == list(range(1, len(jobs) + 1))
         assert llm.stats.method == "lossless"
         llm.close()

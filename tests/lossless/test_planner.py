@@ -103,6 +103,14 @@ def test_it_never_drafts_where_that_cannot_pay() -> None:
         planner.record(Round(0, tokens=1, verifying_seconds=1.0))
 
 
+def test_it_drafts_where_steps_turn_out_slower_than_measured() -> None:
+    """As where the first measurement was at a time when the machine was busy with something else."""
+    planner = Planner(costs(draft=1.1))
+    for _ in range(300):
+        planner.record(Round(0, tokens=1, verifying_seconds=3.0))
+    assert planner.next() > 0
+
+
 def test_a_stall_is_not_taken_for_the_devices_speed() -> None:
     planner = Planner(costs())
     planner.record(Round(0, tokens=1, verifying_seconds=100.0))

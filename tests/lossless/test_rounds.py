@@ -17,7 +17,7 @@ from talk import SENTENCES, answer, prompt
 
 from pmpd_edge import Pmpd, bundle, gguf_info
 from pmpd_edge.bench.random_model import quantize, write_llama
-from pmpd_edge.errors import ContextFullError, PmpdError
+from pmpd_edge.errors import Cancelled, ContextFullError, PmpdError
 from pmpd_edge.lossless import costs
 from pmpd_edge.lossless.sampling import Choice, Sampler
 from pmpd_edge.schedule import Evaluation
@@ -354,10 +354,33 @@ class TestState:
             assert set(lossless.kv_precision[:kept]) == {8}, "no draft's row is left"
             assert answer(lossless, tokens + found, 14 - len(found)) == expected[len(found) :]
 
-    def test_a_cancelled_prefill(self, lossless: Pmpd) -> None:
+    @pytest.mark.parametrize("at", [1, 2, 9])
+    def test_cancelling_the_prefill_or_the_measuring_before_it(
+        self, llm: Pmpd, monkeypatch: pytest.MonkeyPatch, at: int
+    ) -> None:
+        """The first answer measures (the prompt is evaluated after that), a later one evaluates its prompt at once."""
+        tokens = prompt(llm, SENTENCES[0])
+        expected = answer(llm, tokens)
+        llm.configure(method="lossless")
+        decode, calls = llm._decode, 0
+
+        def cancelling(*args: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                llm.cancel()
+            decode(*args)
+
+        monkeypatch.setattr(llm, "_decode", cancelling)
+        with pytest.raises(Cancelled):
+            answer(llm, tokens)
+        assert calls == at
+        assert answer(llm, tokens) == expected
+
+    def test_a_request_to_cancel_what_does_not_run_is_forgotten(self, lossless: Pmpd) -> None:
         tokens = prompt(lossless, SENTENCES[0])
         expected = answer(lossless, tokens)
-        lossless.cancel()  # of nothing that runs
+        lossless.cancel()
         assert answer(lossless, tokens) == expected
 
     @pytest.mark.parametrize("kind", ["_is_recurrent", "_is_hybrid"])

@@ -148,10 +148,23 @@ def test_texts_become_the_same_tokens(both):
                 assert session.tokenize(text, add_special, parse_special) == expected
 
 
-def test_a_broken_template_is_an_error_of_the_chat_alone(tmp_path: Path):
+N = 100_000  # more than any stack holds, where each takes a call
+BROKEN = {
+    "cut": "{% for message in %}{{",
+    "brackets": "{{" + "(" * N + ")" * N + "}}",
+    "blocks": "{% if true %}" * N + "{% endif %}" * N,
+    "sets": "{% set a %}" * N + "{% endset %}" * N,
+    "elifs": "{% if a %}" + "{% elif a %}{% if a %}{% endif %}" * N + "{% endif %}",
+    "negations": "{{ " + "not " * N + "a }}",
+    "sums": "{{ 1" + " + 1" * N + " }}",
+}
+
+
+@pytest.mark.parametrize("template", BROKEN.values(), ids=BROKEN)
+def test_a_broken_template_is_an_error_of_the_chat_alone(tmp_path: Path, template: str):
     def change(fields: dict[str, Any]) -> None:
         _, *kinds = fields["tokenizer.chat_template"]
-        fields["tokenizer.chat_template"] = ("{% for message in %}{{", *kinds)
+        fields["tokenizer.chat_template"] = (template, *kinds)
 
     source = write_llama(tmp_path / "f32.gguf", layers=1, tokenizer=change)
     single_level(tmp_path, quantize(source, tmp_path / "m.gguf", "Q8_0"))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from libpmpd import single_level
 from models import TRANSLATOR
 from serving import SENTENCE, Server
 from talk import SENTENCES
 
 from pmpd_edge import Pmpd
+from pmpd_edge.bench.random_model import quantize, write_llama
 from pmpd_edge.chat_template import Prompt
 from pmpd_edge.serve.embedding import BATCH, EmbeddingTask, embed
 from pmpd_edge.serve.errors import ApiError
@@ -56,7 +59,7 @@ def unit(vector: Any) -> npt.NDArray[np.float32]:
 
 
 def ids_of(model: Pmpd, text: str) -> list[int]:
-    return model.tokenize(text.encode(), add_bos=model._model.add_bos_token(), special=True)
+    return model.tokenize(text.encode(), add_bos=True, special=True)
 
 
 def test_they_are_the_means_of_transformers_hidden_states(client: Any, model: Pmpd) -> None:
@@ -90,6 +93,22 @@ def test_a_model_may_pool_otherwise(
     got = embed(model, task, 0, lambda: None).vector
     states = stock.embed(LONG)
     assert got @ unit(states[row]) > 0.9995 and got @ unit(np.mean(states, 0)) < 0.99
+
+
+def test_a_text_ends_as_the_models_file_says(tmp_path: Path) -> None:
+    """Models for embeddings whose last state counts are trained on that of the end token."""
+    gguf = pytest.importorskip("gguf")
+
+    def change(fields: dict[str, Any]) -> None:
+        fields["tokenizer.ggml.add_bos_token"] = (False, gguf.GGUFValueType.BOOL)
+        fields["tokenizer.ggml.add_eos_token"] = (True, gguf.GGUFValueType.BOOL)
+
+    source = write_llama(tmp_path / "f32.gguf", layers=1, tokenizer=change)
+    single_level(tmp_path, quantize(source, tmp_path / "m.gguf", "Q8_0"))
+    with closing(Pmpd(tmp_path, n_threads=1)) as llm:
+        (task,) = embedding_tasks(llm, EmbeddingRequest(input=SENTENCE))
+        tokens = task.prompt.tokens
+        assert tokens[-1] == llm.token_eos() and tokens[0] != llm.token_bos()
 
 
 def test_a_model_that_ranks_gives_none(model: Pmpd, monkeypatch: pytest.MonkeyPatch) -> None:
