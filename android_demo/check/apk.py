@@ -114,7 +114,7 @@ def _compile(pieces: Sdk, manifest: Path, resources: Path, to: Path) -> list[Pat
 def _compile_ids(pieces: Sdk, to: Path) -> Path:
     (to / "ids").mkdir()
     sources = sorted((to / "gen").rglob("R.java"))
-    javac = [toolchain.tool("javac", "openjdk-17-jdk-headless"), "-nowarn", "-source", "8", "-target", "8"]
+    javac = [toolchain.java("javac"), "-nowarn", "-source", "8", "-target", "8"]
     toolchain.run([*javac, "-bootclasspath", pieces.platform, "-d", to / "ids", *sources])
     jar = to / "ids.jar"
     with zipfile.ZipFile(jar, "w") as out:
@@ -132,7 +132,7 @@ def _dex(pieces: Sdk, classes: list[Path], to: Path) -> Path:
                 if name.endswith(".class") and not name.startswith("META-INF/") and name != "module-info.class":
                     out.writestr(name, source.read(name))
         cleaned.append(clean)
-    command = [toolchain.tool("java", "openjdk-17-jdk-headless"), "-Xmx1g", "-cp", pieces.dx]
+    command = [toolchain.java(), "-Xmx1g", "-cp", pieces.dx]
     command += ["com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}"]
     toolchain.run([*command, f"--output={to / 'classes.dex'}", *cleaned])
     return to / "classes.dex"
@@ -169,7 +169,7 @@ def _sign(apk: Path, to: Path) -> Path:
     """With a key that is made for this and thrown away."""
     key = ["-keystore", to / "key.p12", "-storepass", "android", "-alias", "check"]
     about = ["-keyalg", "EC", "-validity", "2", "-dname", "CN=check", "-storetype", "pkcs12"]
-    toolchain.run([toolchain.tool("keytool", "openjdk-17-jdk-headless"), "-genkeypair", *key, *about])
+    toolchain.run([toolchain.tool("keytool", toolchain.JDK), "-genkeypair", *key, *about])
     signed = to / "app.apk"
     sign = [toolchain.tool("apksigner", "apksigner"), "sign", "--ks", to / "key.p12", "--ks-pass", "pass:android"]
     toolchain.run([*sign, "--min-sdk-version", MIN_SDK, "--out", signed, apk])

@@ -18,6 +18,7 @@ from toolchain import CheckError
 
 CROSS = "aarch64-linux-gnu-"
 VARIANTS = ("armv8.0_1", "armv8.2_1", "armv8.2_2", "armv8.6_1")
+LEAVE_OUT = Path(__file__).with_name("variants.cmake")
 # Emulated processors, and the kernels that they must get. A build for one architecture would die on the first one
 PROCESSORS = {"cortex-a53": "armv8.0_1", "cortex-a76": "armv8.2_2", "max,sve-max-vq=1": "armv8.6_1"}
 JVM_PROCESSOR = "max,sve=off"
@@ -26,11 +27,15 @@ JOBS = "2"
 
 
 def libraries() -> Path:
-    """The directory of the libraries, built where sources, pin or patches have changed."""
-    sources = [path for pattern in ("CMakeLists.txt", "llama.pin", "llama_source.py", "patches/*.patch", "pmpd/*.*")
+    """The directory of the libraries, built where sources, pin, patches or what is said here have changed."""
+    return toolchain.cached("arm64", sources(), _build)
+
+
+def sources() -> list[Path]:
+    """All that the libraries are made of and by."""
+    native = [path for pattern in ("CMakeLists.txt", "llama.pin", "llama_source.py", "patches/*.patch", "pmpd/*.*")
                for path in sorted((compiling.ROOT / "native").glob(pattern))]  # fmt: skip
-    cpp = sorted(compiling.JNI_SOURCE.parent.iterdir())
-    return toolchain.cached("arm64", [*VARIANTS, *sources, *cpp], _build)
+    return [Path(__file__), LEAVE_OUT, *native, *sorted(compiling.JNI_SOURCE.parent.iterdir())]
 
 
 def _build(to: Path) -> None:
@@ -47,7 +52,7 @@ def _build(to: Path) -> None:
         "CMAKE_CXX_COMPILER": f"{CROSS}g++",
         "CMAKE_CXX_FLAGS": f"-I{java} -I{java / 'linux'}",
         "Python_EXECUTABLE": sys.executable,  # native/ prepares llama.cpp's source with it
-        "CMAKE_PROJECT_edgellm_INCLUDE": str(Path(__file__).with_name("variants.cmake")),
+        "CMAKE_PROJECT_edgellm_INCLUDE": str(LEAVE_OUT),
         "PMPD_CHECK_VARIANTS": ";".join(VARIANTS),
     }
     if archive := os.environ.get("PMPD_LLAMA_ARCHIVE"):

@@ -62,7 +62,7 @@ def compile_kotlin(
     key: list[str | Path] = [toolchain.KOTLIN, name, *options, *sources, *classpath]
 
     def make(to: Path) -> None:
-        command = [toolchain.tool("java", "openjdk-17-jdk-headless"), "-Xmx1g", "-cp", _path(kotlin.compiler)]
+        command = [toolchain.java(), "-Xmx1g", "-cp", _path(kotlin.compiler)]
         command += ["org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", *options, "-cp", _path(libraries)]
         if friends:
             command.append(f"-Xfriend-paths={','.join(map(str, friends))}")

@@ -68,7 +68,7 @@ def compile_all() -> Jars:
 
 def here() -> Machine:
     """This machine's JVM, with the libraries that the Python package uses."""
-    return Machine((toolchain.tool("java", "openjdk-17-jdk-headless"),), _installed_libraries())
+    return Machine((toolchain.java(),), _installed_libraries())
 
 
 def _installed_libraries() -> Path:
@@ -76,6 +76,8 @@ def _installed_libraries() -> Path:
 
 
 _LIBRARIES = "import os; from pmpd_edge import native; native.load(); print(os.environ[native.LIB_PATH])"
+_PACKAGE = "import pmpd_edge; print(pmpd_edge.__path__[0])"
+_VERSION = "from importlib import metadata; print(metadata.version('llama-cpp-python'))"
 _BUNDLE = "from pmpd_edge import bundle; print(bundle.default_bundle())"
 
 
@@ -127,8 +129,11 @@ def _oracle(bundle: Path) -> Path:
     def make(to: Path) -> None:
         toolchain.run([sys.executable, script, to / "answers.tsv"], env=_environment())
 
+    version = toolchain.run([sys.executable, "-c", _VERSION])
+    package = Path(toolchain.run([sys.executable, "-c", _PACKAGE]).strip())
+    modules = sorted(package.rglob("*.py"))
     libraries = sorted(_installed_libraries().glob("lib*.so"))
-    return toolchain.cached("oracle", [script, bundle / "pmpd.json", *libraries], make)
+    return toolchain.cached("oracle", [version, script, bundle / "pmpd.json", *modules, *libraries], make)
 
 
 def _environment() -> dict[str, str]:

@@ -6,8 +6,10 @@ hash of what it is, so that nothing is fetched twice and nothing stale is used. 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,9 @@ KOTLIN = "kotlin-jupyter-kernel==0.19.0.944"
 KOTLIN_SHA256 = "dc654a426a28e6621aeb0bd7772d268a9a877aabae4a17b73383752a416281a3"
 _JARS = "run_kotlin_kernel/jars/"
 _COROUTINES = ("kotlinx/coroutines/", "_COROUTINE/", "META-INF/kotlinx-coroutines", "META-INF/kotlinx_coroutines")
+
+JAVA = 17
+JDK = f"openjdk-{JAVA}-jdk-headless"
 
 TIMEOUT_SECONDS = 3600  # of whatever is started: a hang has to end as a failure
 
@@ -67,9 +72,27 @@ def found(name: str) -> bool:
     return shutil.which(name) is not None
 
 
+@functools.cache
+def java(name: str = "java") -> str:
+    """The path of a program of a Java development kit that is new enough.
+
+    Raises:
+        MissingTool: it is not there, or too old.
+    """
+    path = tool(name, JDK)
+    try:
+        version = run([path, "--version"])
+    except CheckError:  # of Java 8, which does not know the option
+        version = ""
+    number = re.search(r"\d+", version)
+    if number is None or int(number[0]) < JAVA:
+        raise MissingTool(f"{path} is older than Java {JAVA}: apt-get install {JDK}")
+    return path
+
+
 def java_home() -> Path:
     """The directory of the Java development kit."""
-    return Path(tool("javac", "openjdk-17-jdk-headless")).resolve().parent.parent
+    return Path(java("javac")).resolve().parent.parent
 
 
 def run(command: Sequence[object], **options: object) -> str:

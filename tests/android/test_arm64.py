@@ -40,6 +40,11 @@ def test_the_libraries_are_as_android_wants_them(checks: Checks, attempt: Callab
     assert len(attempt(checks["arm64"].check_files)) == 3
 
 
+def test_libraries_are_built_again_where_the_build_is_changed(checks: Checks) -> None:
+    names = {path.name for path in checks["arm64"].sources()}
+    assert {"arm64.py", "variants.cmake", "llama.pin", "pmpd.h", "session.cpp", "edgellm.cpp"} <= names
+
+
 @pytest.fixture
 def compile_c(checks: Checks, attempt: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
     compiler = attempt(checks["toolchain"].tool, "aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")

@@ -54,8 +54,9 @@ class BundleStore(
     }
 
     /**
-     * Copy a bundle into the store, check it, and return it. The same bundle twice is kept once. Cancelling leaves
-     * nothing behind.
+     * Copy a bundle into the store, check it, and return it. Of a folder, only what the bundle's manifest names is
+     * copied. The same bundle twice is kept once: the new copy takes the place of the old one, which may have been
+     * damaged since. Cancelling leaves nothing behind.
      *
      * @param progress called after each block, in a thread of its own.
      * @throws BundleException the source is not a bundle, or is damaged.
@@ -84,15 +85,27 @@ class BundleStore(
 
     private fun wanted(source: BundleSource): List<SourceFile> {
         val files = source.files().filter { it.name == Bundle.MANIFEST || it.name.endsWith(".gguf") }
-        if (files.none { it.name == Bundle.MANIFEST }) {
-            throw BundleException("not a bundle: no ${Bundle.MANIFEST} in it; choose the folder that holds it")
-        }
+        val manifest = files.firstOrNull { it.name == Bundle.MANIFEST }
+            ?: throw BundleException("not a bundle: no ${Bundle.MANIFEST} in it; choose the folder that holds it")
         files.firstOrNull { '/' in it.name || '\\' in it.name }?.let {
             throw BundleException("a file named '${it.name}', which would lead out of the bundle")
         }
-        requireSpace(files.sumOf { maxOf(it.bytes, 0) })
-        return files
+        val named = strings(manifest.open().use { String(it.readBytes(), Charsets.UTF_8) })
+        val wanted = listOf(manifest) + files.filter { it.name in named && it.name != Bundle.MANIFEST }
+        requireSpace(bytes(wanted))
+        return wanted
     }
+
+    /** All strings of a JSON text: file names are among them, and the native library says which those are. */
+    private fun strings(json: String): Set<String> = JSON_STRING.findAll(json).map { string ->
+        JSON_ESCAPE.replace(string.groupValues[1]) { escape ->
+            val code = escape.groupValues[1]
+            if (code.length == 5) code.drop(1).toInt(16).toChar().toString() else code
+        }
+    }.toSet()
+
+    /** Of files, as far as it is known. */
+    private fun bytes(files: List<SourceFile>) = files.sumOf { maxOf(it.bytes, 0) }
 
     private fun requireSpace(needed: Long) {
         val free = freeBytes()
@@ -104,7 +117,7 @@ class BundleStore(
 
     private suspend fun copy(files: List<SourceFile>, to: File, progress: (ImportProgress) -> Unit) {
         if (!to.mkdirs()) throw IOException("$to: cannot be made")
-        val total = files.sumOf { maxOf(it.bytes, 0) }
+        val total = bytes(files)
         val block = ByteArray(BLOCK_BYTES)
         var done = 0L
         for (file in files) {
@@ -112,6 +125,7 @@ class BundleStore(
                 FileOutputStream(File(to, file.name)).use { output ->
                     while (true) {
                         coroutineContext.ensureActive()
+                        requireSpace(maxOf(total - done, 0)) // again: sizes may be unknown, and others write too
                         val n = input.read(block)
                         if (n < 0) break
                         output.write(block, 0, n)
@@ -133,11 +147,14 @@ class BundleStore(
 
     private suspend fun place(checked: File): Bundle {
         val target = File(directory, directoryName(checked))
+        val old = temporary()
         coroutineContext.ensureActive()
-        if (openOrNull(target) == null) {
-            remove(target)
-            if (!checked.renameTo(target)) throw IOException("$target: cannot be made")
+        val replaces = target.renameTo(old)
+        if (!checked.renameTo(target)) {
+            if (replaces) old.renameTo(target)
+            throw IOException("$target: cannot be made")
         }
+        old.deleteRecursively()
         return Bundle.open(target)
     }
 
@@ -174,6 +191,8 @@ class BundleStore(
 
     private companion object {
         const val TEMPORARY = ".importing-"
+        val JSON_STRING = Regex(""""((?:[^"\\]++|\\.)*+)"""")
+        val JSON_ESCAPE = Regex("""\\(u[0-9a-fA-F]{4}|.)""")
         const val BLOCK_BYTES = 1 shl 20
         const val MARGIN_BYTES = 64L shl 20 // a full storage is bad for the whole phone
     }

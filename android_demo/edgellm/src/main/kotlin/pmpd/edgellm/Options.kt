@@ -8,6 +8,9 @@ sealed class Schedule {
     internal abstract val text: String
     internal open val highSteps: Int get() = -1
 
+    /** Of a bundle's precisions, those that it may choose. */
+    internal abstract fun precisions(bundle: Bundle): List<Int>
+
     /**
      * Switches at fixed steps.
      *
@@ -17,16 +20,23 @@ sealed class Schedule {
     data class Static(val steps: Int? = null, val switches: String? = null) : Schedule() {
         override val text get() = if (switches == null) "static" else "static:$switches"
         override val highSteps get() = steps ?: -1
+
+        override fun precisions(bundle: Bundle) =
+            (switches ?: bundle.schedule).split(',').mapNotNull { it.substringBefore('@').trim().toIntOrNull() }
     }
 
     /** One precision for all decode steps. */
     data class Fixed(val precision: Int) : Schedule() {
         override val text get() = "fixed:$precision"
+
+        override fun precisions(bundle: Bundle) = listOf(precision)
     }
 
     /** The bundle's predictor looks at each prompt. Only where [Bundle.hasPredictor]. */
     object Learned : Schedule() {
         override val text get() = "learned"
+
+        override fun precisions(bundle: Bundle) = bundle.levels.map { it.precision }
 
         override fun toString() = "Learned"
     }
@@ -54,6 +64,25 @@ data class SessionOptions(
     val useMmap: Boolean = false,
     val pinThreads: Boolean = false,
 ) {
+    /** What these options compute with, of what the bundle has; more than that where a predictor chooses. */
+    internal fun precisions(bundle: Bundle): Set<Int> {
+        val all = bundle.levels.map { it.precision }
+        return when (method) {
+            Method.HIGH -> setOf(all.first())
+            Method.LOW -> setOf(all.last())
+            Method.PMPD -> {
+                val prefill = if (prefill == 0) bundle.prefill else prefill
+                (schedule.precisions(bundle) + prefill).filter { it in all }.toSet()
+            }
+        }
+    }
+
+    /** These with a schedule that computes with [precisions], for an estimate. */
+    internal fun with(precisions: Set<Int>): SessionOptions {
+        val switches = precisions.withIndex().joinToString(",") { (i, precision) -> "$precision@${i + 1}" }
+        return copy(method = Method.PMPD, schedule = Schedule.Static(switches = switches), prefill = precisions.first())
+    }
+
     internal val methodText get() = method.name.lowercase().toNative()
     internal val schedulerText get() = schedule.text.toNative()
 

@@ -1,15 +1,17 @@
 package pmpd.edgellm
 
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CompletableJob
 import kotlinx.coroutines.Deferred
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.channels.SendChannel
-import kotlinx.coroutines.channels.trySendBlocking
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.buffer
 import kotlinx.coroutines.flow.channelFlow
 import kotlinx.coroutines.launch
+import kotlinx.coroutines.runBlocking
+import kotlinx.coroutines.selects.select
 import kotlinx.coroutines.withContext
 import kotlinx.coroutines.withTimeoutOrNull
 import java.util.concurrent.atomic.AtomicBoolean
@@ -29,6 +31,10 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
     private var handle = 0L
     private val busy = AtomicBoolean(false)
     private val closing = Job()
+
+    // Of the owner's thread
+    private var opened = SessionOptions()
+    private var loaded = emptySet<Int>() // precisions: what was loaded once stays
 
     /** Of the last answer, or of the running one so far. From any thread. */
     @Volatile
@@ -58,9 +64,19 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
         Prompt(Native.tokenize(handle, text.toNative(), addSpecial = true, parseSpecial = true))
     }
 
-    /** Change method, schedule and prefill for the following answers; other options stay as they are. */
-    suspend fun configure(options: SessionOptions): Unit = alone {
+    /**
+     * Change method, schedule and prefill for the following answers; other options stay as they are. What the levels
+     * need that are not loaded yet is loaded; where it fails, nothing is changed.
+     *
+     * @param availableBytes the memory that the device can give beyond what the session has.
+     * @throws NotEnoughMemoryException before loading or in it.
+     * @throws InvalidArgumentException the options make no sense, or do not fit the bundle.
+     */
+    suspend fun configure(options: SessionOptions, availableBytes: Long = Long.MAX_VALUE): Unit = alone {
+        val needed = loaded + options.precisions(bundle)
+        if (needed != loaded) requireMemoryFor(needed, availableBytes)
         Native.sessionConfigure(it, options.methodText, options.schedulerText, options.numbers)
+        loaded = needed
     }
 
     /** Forget the conversation: the next answer evaluates its whole prompt. */
@@ -101,10 +117,11 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
     }
 
     private fun generate(request: Request, prompt: (Long) -> Prompt): Flow<Token> = channelFlow {
-        val run = begin { runAnswer(request, prompt, channel) }
+        val stopping = Job()
+        val run = begin { runAnswer(request, prompt) { token -> send(channel, token, stopping) } }
         val watch = launch {
             closing.join()
-            stop(run)
+            stop(run, stopping)
         }
         try {
             run.await()
@@ -112,14 +129,14 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
             if (closing.isCompleted) throw closed()
             throw end
         } finally {
-            stop(run)
+            stop(run, stopping)
             busy.set(false)
             watch.cancel()
         }
     }.buffer(BUFFER)
 
     /** In the owner's thread: one answer, from its prompt to its end. */
-    private fun runAnswer(request: Request, prompt: (Long) -> Prompt, tokens: SendChannel<Token>) {
+    private fun runAnswer(request: Request, prompt: (Long) -> Prompt, send: (Token) -> Boolean) {
         if (closing.isCompleted) throw closed()
         stats = Stats()
         val decoder = Utf8Decoder()
@@ -133,16 +150,37 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
             stats = Stats.of(Native.sessionStats(handle))
             val reason = Finish.of(finish)
             val text = decoder.decode(bytes, last = reason != null)
-            !closing.isCompleted && tokens.trySendBlocking(Token(id, text, precision, probability, reason)).isSuccess
+            send(Token(id, text, precision, probability, reason))
         }
         stats = Stats.of(Native.sessionStats(handle))
+    }
+
+    /**
+     * In the owner's thread: wait until the collector takes a token. A collector may be stuck for ever, so that closing
+     * and stopping end it too; false then.
+     */
+    private fun send(tokens: SendChannel<Token>, token: Token, stopping: Job): Boolean {
+        if (closing.isCompleted || stopping.isCompleted) return false
+        if (tokens.trySend(token).isSuccess) return true
+        return try {
+            runBlocking {
+                select {
+                    closing.onJoin { false }
+                    stopping.onJoin { false }
+                    tokens.onSend(token) { true }
+                }
+            }
+        } catch (_: CancellationException) { // the collector has ended
+            false
+        }
     }
 
     /**
      * End a run, and wait for its end. Cancelling reaches what is running only, and the run may be about to begin:
      * so it is repeated.
      */
-    private suspend fun stop(run: Deferred<Unit>) = withContext(NonCancellable) {
+    private suspend fun stop(run: Deferred<Unit>, stopping: CompletableJob) = withContext(NonCancellable) {
+        stopping.complete()
         while (run.isActive) {
             synchronized(lock) { if (handle != 0L) Native.sessionCancel(handle) }
             withTimeoutOrNull(CANCEL_AGAIN_MS) { run.join() }
@@ -172,6 +210,19 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
     private fun load(options: SessionOptions, progress: LoadProgress) = Bundle.withHandle(bundle.directory) {
         handle = Native.sessionOpen(it, options.methodText, options.schedulerText, options.numbers, progress)
         contextTokens = Native.sessionContextTokens(handle)
+        opened = options
+        loaded = options.precisions(bundle)
+    }
+
+    private fun requireMemoryFor(precisions: Set<Int>, available: Long) {
+        if (available == Long.MAX_VALUE) return
+        val more = bundle.estimateMemory(opened.with(precisions)) - bundle.estimateMemory(opened.with(loaded))
+        if (more > available) {
+            throw NotEnoughMemoryException(
+                "these options need about ${mebibytes(more)} more of memory, ${mebibytes(available)} are free: " +
+                    "close other apps, or choose fewer or lower precisions",
+            )
+        }
     }
 
     companion object {

@@ -52,6 +52,33 @@ class BundleStoreTest {
     }
 
     @Test
+    fun `importing again repairs what was damaged in the store`() = test {
+        val bundle = store.import(DirectorySource(BUNDLE))
+        flipByte(File(bundle.directory, "translator-7m-q4.gguf"), 3_000_000)
+        thrown<BundleException> { bundle.verify() }
+        assertEquals(bundle, store.import(DirectorySource(BUNDLE)))
+        bundle.verify()
+        assertEquals(listOf(bundle.directory), directory.listFiles()!!.toList())
+    }
+
+    @Test
+    fun `weights that the manifest does not name are not copied`() = test {
+        val other = copyOfBundle(folder.newFolder("other"))
+        File(other, "another.gguf").writeText("GGUF")
+        val copied = store.import(DirectorySource(other)).directory.list()!!.toSet()
+        assertEquals(BUNDLE.list()!!.filter { it == "pmpd.json" || it.endsWith(".gguf") }.toSet(), copied)
+    }
+
+    @Test
+    fun `a name that the manifest writes with escapes is found`() = test {
+        val other = copyOfBundle(folder.newFolder("other"))
+        File(other, "translator-7m-q4.gguf").renameTo(File(other, "Grün.gguf"))
+        val manifest = File(other, "pmpd.json")
+        manifest.writeText(manifest.readText().replace("translator-7m-q4.gguf", "Gr\\u00fcn.gguf"))
+        assertTrue(File(store.import(DirectorySource(other)).directory, "Grün.gguf").isFile)
+    }
+
+    @Test
     fun `another bundle of the same name is kept beside it`() = test {
         val other = copyOfBundle(folder.newFolder("other"))
         val manifest = File(other, "pmpd.json")
@@ -107,6 +134,20 @@ class BundleStoreTest {
         val full = BundleStore(directory) { 1L shl 20 }
         val failure = thrown<NotEnoughStorageException> { full.import(DirectorySource(BUNDLE)) }
         assertTrue(failure.message!!, "MiB" in failure.message!!)
+        assertNothingLeft()
+    }
+
+    @Test
+    fun `files of unknown size do not fill the storage`() = test {
+        var most = 0L
+        val small = BundleStore(directory) {
+            val written = directory.walk().filter { it.isFile }.sumOf { it.length() }
+            most = maxOf(most, written)
+            (70L shl 20) - written // 64 MiB of it stay free
+        }
+        val files = DirectorySource(BUNDLE).files().map { SourceFile(it.name, -1, it.open) }
+        thrown<NotEnoughStorageException> { small.import(Files(files)) }
+        assertTrue("$most", most in (1L shl 20)..(8L shl 20))
         assertNothingLeft()
     }
 

@@ -3,6 +3,7 @@ package pmpd.edgellm
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitCancellation
 import kotlinx.coroutines.cancelAndJoin
@@ -15,6 +16,7 @@ import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.supervisorScope
+import kotlinx.coroutines.withContext
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Rule
@@ -102,6 +104,7 @@ class FaultsTest {
 
     @Test
     fun `closing while the prompt is evaluated ends it`() = test {
+        var closed = 0
         repeat(5) { n ->
             val session = Session.open(Bundle.open(BUNDLE), OPTIONS.copy(batchTokens = 32))
             coroutineScope {
@@ -110,14 +113,18 @@ class FaultsTest {
                 session.close()
                 session.awaitClosed()
                 val failure = answer.await().exceptionOrNull()
-                assertTrue("$failure", failure is SessionClosedException)
+                // On a busy machine, an answer may have ended before
+                assertTrue("$failure", failure == null || failure is SessionClosedException)
+                if (failure != null) closed++
             }
         }
+        assertTrue(closed > 0)
     }
 
     @Test
     fun `closing does not wait in the caller's thread, even where the collector is stuck`() = test {
         val session = Session.open(Bundle.open(BUNDLE), OPTIONS)
+        val steps = session.answer(SENTENCE).toList().size - 1
         supervisorScope {
             val stuck = CompletableDeferred<Unit>()
             val answer = async(Dispatchers.Default) {
@@ -127,10 +134,37 @@ class FaultsTest {
                 }
             }
             stuck.await()
-            session.close() // the model may wait for the collector, which waits for ever
+            assertTrue(session.stepsWhenWaiting() < steps)
+            session.close()
             thrown<SessionClosedException> { answer.await() }
         }
         session.awaitClosed()
+    }
+
+    @Test
+    fun `cancelling a collector that is stuck in its own work leaves the session free`() = test {
+        withSession { session ->
+            val whole = ids(session.answer(SENTENCE))
+            coroutineScope {
+                val stuck = CompletableDeferred<Unit>()
+                val work = CompletableDeferred<Unit>()
+                val answer = launch(Dispatchers.Default) {
+                    session.answer(SENTENCE).collect {
+                        stuck.complete(Unit)
+                        withContext(NonCancellable) { work.await() }
+                    }
+                }
+                try {
+                    stuck.await()
+                    assertTrue(session.stepsWhenWaiting() < whole.size - 1)
+                    answer.cancel()
+                    while (runCatching { session.clear() }.exceptionOrNull() is SessionBusyException) delay(10)
+                    assertEquals(whole, ids(session.answer(SENTENCE)))
+                } finally {
+                    work.complete(Unit)
+                }
+            }
+        }
     }
 
     @Test
@@ -214,6 +248,26 @@ class FaultsTest {
     }
 
     @Test
+    fun `a level that is loaded later needs memory too, and what is loaded needs none`() = test {
+        val low = OPTIONS.copy(method = Method.LOW)
+        val high = OPTIONS.copy(method = Method.HIGH)
+        withSession(low) { session ->
+            val answer = ids(session.answer(SENTENCE))
+            for (options in listOf(OPTIONS, high)) {
+                val failure = thrown<NotEnoughMemoryException> { session.configure(options, 1_000_000) }
+                assertTrue(failure.message!!, "MiB" in failure.message!!)
+            }
+            assertEquals(answer, ids(session.answer(SENTENCE)))
+            session.configure(low, availableBytes = 0)
+            session.configure(high, availableBytes = 9_000_000) // its file has 7.9 million
+            thrown<NotEnoughMemoryException> { session.configure(OPTIONS, availableBytes = 1_000_000) }
+            session.configure(OPTIONS, availableBytes = 6_000_000) // it lacks one of 4.8 million
+            session.configure(low, availableBytes = 0)
+            assertEquals(answer, ids(session.answer(SENTENCE)))
+        }
+    }
+
+    @Test
     fun `loading stops when it is cancelled`() = test {
         coroutineScope {
             val opening = async(Dispatchers.Default) {
@@ -264,5 +318,14 @@ class FaultsTest {
             }
             assertTrue(ids(session.answer(SENTENCE)).isNotEmpty())
         }
+    }
+
+    /** The decode steps of a running answer, when the model waits for its collector. */
+    private suspend fun Session.stepsWhenWaiting(): Int {
+        do {
+            val before = stats.decodeSteps
+            delay(500)
+        } while (stats.decodeSteps > before)
+        return stats.decodeSteps
     }
 }

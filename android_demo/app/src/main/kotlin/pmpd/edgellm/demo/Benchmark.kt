@@ -19,10 +19,12 @@ data class LevelSpeed(val precision: Int, val bpw: Double, val prefill: Double, 
  *
  * Figures are of decode steps alone, by the library's own clock; what the screen takes is not in them.
  *
+ * @param availableBytes the memory that the device can give.
  * @param steps that each figure is the mean of, at least.
  */
 class Benchmark(
     private val session: Session,
+    private val availableBytes: () -> Long,
     private val base: SessionOptions = SessionOptions(),
     private val steps: Int = 64,
 ) {
@@ -54,7 +56,7 @@ class Benchmark(
      * @param report called about every ten seconds, with the seconds so far and the speed since the last report.
      */
     suspend fun sustained(seconds: Int, report: (Int, Double) -> Unit) {
-        session.configure(base)
+        session.configure(base, availableBytes())
         val start = System.nanoTime()
         var reported = 0.0
         var decodeSteps = 0
@@ -77,7 +79,7 @@ class Benchmark(
         base.copy(method = Method.PMPD, schedule = Schedule.Fixed(precision), prefill = precision)
 
     private suspend fun measure(options: SessionOptions): Measured {
-        session.configure(options)
+        session.configure(options, availableBytes())
         answer() // loads what was not needed before, and is not measured
         var prefillTokens = 0
         var prefillSeconds = 0.0

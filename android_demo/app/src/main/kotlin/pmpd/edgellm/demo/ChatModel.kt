@@ -90,13 +90,17 @@ class ChatModel(
         begin(Busy.ANSWERING) {
             val session = requireSession()
             val settings = state.value.settings
-            session.configure(settings.options(base))
+            session.configure(settings.options(base), availableBytes())
             val messages = state.value.turns.flatMap(::messages) + Message("user", text)
             show { it.copy(turns = it.turns + Turn(text)) }
-            session.answer(messages, Request(settings.maxNewTokens ?: 0)).collect { token ->
-                changeLastTurn { it.copy(tokens = it.tokens + token, stats = session.stats) }
+            try {
+                session.answer(messages, Request(settings.maxNewTokens ?: 0)).collect { token ->
+                    changeLastTurn { it.copy(tokens = it.tokens + token, stats = session.stats) }
+                }
+                changeLastTurn { it.copy(stats = session.stats) }
+            } finally {
+                dropUnanswered()
             }
-            changeLastTurn { it.copy(stats = session.stats) }
         }
     }
 
@@ -114,7 +118,7 @@ class ChatModel(
     /** Measure the loaded bundle here: its levels, a switch, and how the speed holds out. */
     fun measure(sustainedSeconds: Int = SUSTAINED_SECONDS) = begin(Busy.MEASURING) {
         show { it.copy(report = emptyList()) }
-        val benchmark = Benchmark(requireSession(), base)
+        val benchmark = Benchmark(requireSession(), availableBytes, base)
         benchmark.levels().forEach { report(it.line()) }
         benchmark.switchSeconds()?.let { report("a switch: %.2f ms".format(Locale.ROOT, it * 1e3)) }
         benchmark.sustained(sustainedSeconds) { seconds, speed ->
@@ -155,6 +159,9 @@ class ChatModel(
 
     private fun changeLastTurn(change: (Turn) -> Turn) =
         show { it.copy(turns = it.turns.dropLast(1) + change(it.turns.last())) }
+
+    /** A message without an answer is no part of the conversation: it would be asked again with every later one. */
+    private fun dropUnanswered() = show { it.copy(turns = it.turns.filter { turn -> turn.tokens.isNotEmpty() }) }
 
     private fun report(line: String) = show { it.copy(report = it.report + line) }
 

@@ -15,6 +15,7 @@ import org.junit.rules.TemporaryFolder
 import pmpd.edgellm.BUNDLE
 import pmpd.edgellm.BundleStore
 import pmpd.edgellm.DirectorySource
+import pmpd.edgellm.LONG_TEXT
 import pmpd.edgellm.OPTIONS
 import pmpd.edgellm.SENTENCE
 import pmpd.edgellm.copyOfBundle
@@ -107,6 +108,37 @@ class ChatModelTest {
         model.send(SENTENCE)
         assertTrue(done { it.failure != null }.failure!!.isNotBlank())
         model.set(Settings())
+        model.send(SENTENCE)
+        assertNull(done { it.turns.isNotEmpty() && it.turns.last().tokens.isNotEmpty() }.failure)
+    }
+
+    @Test
+    fun `a message that is refused is no part of the conversation`() = test {
+        imported()
+        model.send(LONG_TEXT.repeat(4))
+        assertEquals(emptyList<Turn>(), done { it.failure != null }.turns)
+        model.send(SENTENCE)
+        assertNull(done { it.turns.isNotEmpty() && it.turns.last().tokens.isNotEmpty() }.failure)
+    }
+
+    @Test
+    fun `a message that is stopped before its first token is no part of the conversation`() = test {
+        imported()
+        model.send(LONG_TEXT)
+        model.state.first { it.turns.isNotEmpty() }
+        model.stop()
+        assertTrue(done { true }.turns.all { it.tokens.isNotEmpty() })
+    }
+
+    @Test
+    fun `a level for which there is no memory is not loaded`() = test {
+        model.set(Settings(Settings.Choice.LOW))
+        imported()
+        available = 1_000_000
+        model.set(Settings(Settings.Choice.HIGH))
+        model.send(SENTENCE)
+        assertEquals(emptyList<Turn>(), done { it.failure != null }.turns)
+        model.set(Settings(Settings.Choice.LOW))
         model.send(SENTENCE)
         assertNull(done { it.turns.isNotEmpty() && it.turns.last().tokens.isNotEmpty() }.failure)
     }
