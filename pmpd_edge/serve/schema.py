@@ -29,7 +29,7 @@ _REPEATS = ("minItems", "maxItems", "minLength", "maxLength")
 _TERMINAL = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
 _NAME = re.compile(r"[a-zA-Z0-9-]+")
 _ESCAPE = re.compile(r'\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[trn\\"\[\]])')  # llama.cpp's
-_ESCAPED_OR_CLASS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
+_ESCAPED_OR_CLASS = re.compile(r"\\.|\[(?!\^?\])(?:\\.|[^\]\\])+\]", re.DOTALL)
 _CLASSES = {r"\d": "[0-9]", r"\w": "[a-zA-Z0-9_]", r"\s": r"[ \t]", r"\.": "[.]", r"\-": "-", r"\/": "/"}
 
 

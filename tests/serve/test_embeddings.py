@@ -100,8 +100,8 @@ def test_a_text_ends_as_the_models_file_says(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
 
     def change(fields: dict[str, Any]) -> None:
-        fields["tokenizer.ggml.add_bos_token"] = (False, gguf.GGUFValueType.BOOL)
-        fields["tokenizer.ggml.add_eos_token"] = (True, gguf.GGUFValueType.BOOL)
+        fields["tokenizer.ggml.add_bos_token"] = (False, gguf.GGUFValueType.BOOL, None)
+        fields["tokenizer.ggml.add_eos_token"] = (True, gguf.GGUFValueType.BOOL, None)
 
     source = write_llama(tmp_path / "f32.gguf", layers=1, tokenizer=change)
     single_level(tmp_path, quantize(source, tmp_path / "m.gguf", "Q8_0"))

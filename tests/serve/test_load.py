@@ -71,7 +71,7 @@ def run_all(server: Server, seed: int, serial: list[Any]) -> int:
         asked = pool.map(lambda one: answer(server, *one), plan)
         waiting = {server.metric("requests_waiting") for _ in range(50)}
         answers = list(asked)
-    assert 0 < max(waiting) <= QUEUE
+    assert 0 < max(waiting) <= QUEUE + 1  # for a moment: one has ended, and the next has not been taken yet
     for (kind, patience, _), got in zip(plan, answers, strict=True):
         assert got == (None if patience is not None else serial[kind])
     server.wait(lambda: idle(server))

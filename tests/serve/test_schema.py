@@ -101,6 +101,8 @@ HOSTILE: dict[str, Any] = {
     "no type": {"type": "strange"},
     "no schema": {"type": "object", "properties": {"a": True}},
     "no properties": {"type": "object", "properties": ["a"]},
+    "a class of nothing": {"type": "string", "pattern": "^[]+$"},
+    "a class of all but nothing": {"type": "string", "pattern": "^[^]*$"},
     "no pattern": {"type": "string", "pattern": "abc"},
     "a look-ahead": {"type": "string", "pattern": "^(?=a)b$"},
     "an unknown escape": {"type": "string", "pattern": r"^\p{L}[\d]$"},
