@@ -149,8 +149,8 @@ RESIDUALS = """
 ## Residual types
 
 Bold: the default, `plan.DEFAULT_RESIDUALS`: the smallest type with which the sum's error is at most 1.2 times that of
-the level's own type, all without importance matrices. Beside it, its neighbours in size. Q1_0's kernels are slow on x86
-today.
+the level's own type, all without importance matrices. Beside it, its neighbours in size. Speeds were
+taken with upstream's kernels, before those of docs/kernels.md: Q1_0's were slow.
 """
 
 SPEED = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pmpd_edge import native
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.lossless import costs
 from pmpd_edge.lossless.planner import Planner
@@ -83,8 +84,6 @@ class Drafter:
 
 def obstacle(llm: Pmpd) -> str:
     """What of a model keeps drafts from being taken back; empty where nothing does."""
-    from pmpd_edge.runner import llama_cpp
-
-    if llama_cpp.llama_model_n_swa(llm.model) > 0 and not llm.context_params.swa_full:
+    if native.load().llama_model_n_swa(llm.model) > 0 and not llm.context_params.swa_full:
         return "a sliding window"
     return "recurrent layers" if llm._is_recurrent or llm._is_hybrid else ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pmpd_edge import native
 from pmpd_edge.errors import PmpdError
 
 if TYPE_CHECKING:
