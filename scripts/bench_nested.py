@@ -149,8 +149,7 @@ RESIDUALS = """
 ## Residual types
 
 Bold: the default, `plan.DEFAULT_RESIDUALS`: the smallest type with which the sum's error is at most 1.2 times that of
-the level's own type, all without importance matrices. Beside it, its neighbours in size. Speeds were
-taken with upstream's kernels, before those of docs/kernels.md: Q1_0's were slow.
+the level's own type, all without importance matrices. Beside it, its neighbours in size.
 """
 
 SPEED = """

@@ -91,9 +91,7 @@ class Sampler:
     def __init__(self, llm: Pmpd, options: Mapping[str, Any]) -> None:
         if options["mirostat_mode"] and options["temp"] > 0:
             raise PmpdError("mirostat and drafting do not go together", "leave mirostat out, or choose another method")
-        from pmpd_edge.runner import llama_cpp
-
-        self._llm, self._library = llm, llama_cpp
+        self._llm, self._library = llm, native.load()
         kinds = signature(llm._init_sampler).parameters.keys() & options.keys()
         self._chain = llm._init_sampler(**{name: options[name] for name in kinds - {"logits_processor"}})
         self._processors: Sequence[Processor] = options["logits_processor"] or ()
