@@ -34,25 +34,28 @@ SHAPE: dict[str, Any] = {"hidden": 2048, "heads": 32, "kv_heads": 4, "ff": 5632,
 SUMS: tuple[Types, ...] = (
     ("Q8_0",), ("Q6_K",), ("Q5_K",), ("Q4_K",), ("Q4_0",), ("Q3_K",), ("Q2_K",), ("Q3_K", "Q1_0"), ("Q2_K", "Q1_0"),
 )  # fmt: skip
+TYPES = tuple(dict.fromkeys(type_name for types in SUMS for type_name in types))
 COUNTED = ("Q4_K", "Q3_K", "Q2_K", "Q1_0")
 MATRIX = (2048, 2048)  # columns, rows of what instructions are counted for
+LAYER = (*[(2048, 2048)] * 2, *[(2048, 256)] * 2, *[(2048, 5632)] * 2, (5632, 2048))  # columns, rows of a layer's
 FEW, MANY = 2, 10  # products, whose difference leaves out what is done once
-BANDWIDTH_REPETITIONS = 10
+REPETITIONS = 10  # of bandwidth and of products
 BEFORE, AFTER = "before", "after"
 
 
 @dataclass
 class Figures:
-    """What one library reached: tokens/s by sum of types, and bytes/s, one of each per turn."""
+    """What one library reached, one of each per turn: tokens/s by sum of types, products' bytes/s by type, bytes/s."""
 
     prefill: dict[str, list[float]] = field(default_factory=dict)
     decode: dict[str, list[float]] = field(default_factory=dict)
+    products: dict[str, list[float]] = field(default_factory=dict)
     bandwidth: list[float] = field(default_factory=list)
 
     def add(self, turn: dict[str, dict[str, float]], bandwidth: float) -> None:
-        for kind, values in ((self.prefill, turn["prefill"]), (self.decode, turn["decode"])):
+        for kind, values in turn.items():
             for name, value in values.items():
-                kind.setdefault(name, []).append(value)
+                getattr(self, kind).setdefault(name, []).append(value)
         self.bandwidth.append(bandwidth)
 
 
@@ -66,12 +69,27 @@ def child(library: Path, *arguments: str, under: Sequence[str] = ()) -> str:
 def measure_turn(source: Path, threads: int) -> None:
     """One turn of one library, as JSON."""
     found = speeds(Store(source, threads), SUMS, 1, threads)
-    reached = bandwidth.measure(ggml.find_device("cpu"), threads, BANDWIDTH_REPETITIONS).bytes_per_second
+    reached = bandwidth.measure(ggml.find_device("cpu"), threads, REPETITIONS).bytes_per_second
     turn = {
         "prefill": {" + ".join(types): speed.prefill[0] for types, speed in found.items()},
         "decode": {" + ".join(types): speed.decode[0] for types, speed in found.items()},
+        "products": {type_name: product_rate(type_name, threads) for type_name in TYPES},
     }
     print(json.dumps([turn, reached]))
+
+
+def product_rate(type_name: str, threads: int) -> float:
+    """Bytes/s of the products of a model's layers with a vector, and nothing else; no cache holds the layers."""
+    n_bytes = sum(matvec.row_bytes(type_name, columns) * rows for columns, rows in LAYER)
+    layers = -(-bandwidth.cold_bytes() // n_bytes)
+    with (
+        ggml.Backend(ggml.find_device("cpu"), threads) as backend,
+        matvec.Matrices(backend, type_name, LAYER * layers) as matrices,
+    ):
+        matrices.warm_up()
+        seconds = statistics.median(matrices.multiply() for _ in range(REPETITIONS))
+        say(f"{type_name}: {matrices.bytes / seconds / 1e9:.1f} GB/s in products alone")
+        return matrices.bytes / seconds
 
 
 def multiply(type_name: str, products: int) -> None:
@@ -117,6 +135,19 @@ def speed_table(store: Store, figures: dict[str, Figures], limit: float) -> None
         )
 
 
+def product_table(figures: dict[str, Figures], limit: float) -> None:
+    """How near products alone come to the bandwidth."""
+    print(PRODUCTS)
+    for type_name in TYPES:
+        rates = [figures[side].products[type_name] for side in (BEFORE, AFTER)]
+        gain = statistics.median(after / before for before, after in zip(*rates, strict=True))
+        before, after = (statistics.median(side) for side in rates)
+        print(
+            f"| {type_name} | {before / 1e9:.1f} | {after / 1e9:.1f} | {gain:.2f} "
+            f"| {before / limit:.2f} | {after / limit:.2f} |"
+        )
+
+
 def instruction_table(libraries: dict[str, Path]) -> None:
     """Instructions per weight of both libraries."""
     print("\n| type | bytes per weight | instructions per weight: before | after |")
@@ -139,13 +170,16 @@ def compare(args: argparse.Namespace, libraries: dict[str, Path]) -> None:
     for types in SUMS:
         store.files(types)  # all before the first is timed
     figures = {side: Figures() for side in libraries}
-    for _ in range(args.turns):
-        for side, library in libraries.items():
+    for turn in range(args.turns):
+        # Each is the first in every second turn: what runs first may find a cooler CPU.
+        for side in (BEFORE, AFTER) if turn % 2 == 0 else (AFTER, BEFORE):
             say(f"{side}:")
-            figures[side].add(*json.loads(child(library, "--turn", str(source), "--threads", str(args.threads))))
+            job = ("--turn", str(source), "--threads", str(args.threads))
+            figures[side].add(*json.loads(child(libraries[side], *job)))
     limit = max(rate for side in figures.values() for rate in side.bandwidth)
     print(HEAD.format(machine=device.describe(), limit=limit / 1e9, **vars(args), prefill=N_PREFILL, decode=N_DECODE))
     speed_table(store, figures, limit)
+    product_table(figures, limit)
 
 
 HEAD = """# Low-bit kernels of the CPU
@@ -159,6 +193,15 @@ of {turns} turns; before: the library without the patches of kernels. Share: byt
 of {limit:.1f} GB/s, the best rate at which either library multiplied float32 matrices that no cache holds, in this run.
 Gain: of decode, the median over pairs of turns.
 """
+
+PRODUCTS = """
+## Products alone
+
+The products of such layers' matrices with a vector, weights in no cache, without all else that a step does. GB/s of
+weights, medians; gain: the median over pairs of turns; share: of the same bandwidth.
+
+| type | GB/s: before | after | gain | share: before | after |
+|---|---|---|---|---|---|"""
 
 
 def main() -> None:

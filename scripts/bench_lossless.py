@@ -37,6 +37,9 @@ TIMED: tuple[int | str, ...] = (1, 2, 4, 8, "auto")
 N_TIMED = 40  # prompts
 HIGH = 8
 
+# Of drafts that were judged, the share that was kept, and tokens of a verification: by level and number of drafts.
+Acceptances = dict[tuple[int, int], tuple[float, float]]
+
 
 # Whether it is lossless
 
@@ -115,9 +118,9 @@ def logits_at(llm: Pmpd, prompt: list[int], right: Sequence[int], n: int, size: 
     return llm.logits().copy()
 
 
-def print_checks(bundles: dict[str, Path], text: Path, count: int, threads: int) -> dict[int | str, Found]:
-    """Print the table of all ways; returns those of the first bundle with drafts at 4 bits, by the number of drafts."""
-    kept: dict[int | str, Found] = {}
+def print_checks(bundles: dict[str, Path], text: Path, count: int, threads: int) -> Acceptances:
+    """Print the table of all ways; returns how many drafts of the separate levels stood."""
+    kept: Acceptances = {}
     for layout, path in bundles.items():
         with closing(Pmpd(path, method="high", n_threads=threads)) as llm:
             prompts = read_prompts(llm, text, count)
@@ -128,8 +131,8 @@ def print_checks(bundles: dict[str, Path], text: Path, count: int, threads: int)
                     found = check(llm, prompts, expected)
                     say(f"{layout}, {draft} bits, {drafts}: {found.identical} identical, {found.acceptance:.3f}")
                     print(f"| {layout} | {draft} | {drafts} | {found.cells()} | {told(found.gaps)} |", flush=True)
-                    if layout == "separate" and draft == 4:
-                        kept[drafts] = found
+                    if layout == "separate" and drafts in DRAFTS:
+                        kept[draft, int(drafts)] = found.acceptance, found.tokens
     return kept
 
 
@@ -180,29 +183,36 @@ def print_speeds(path: Path | None, text: Path, repeats: int, threads: int) -> N
         )
 
 
-def print_large(path: Path, kept: dict[int | str, tuple[float, float]], repeats: int, threads: int) -> None:
+def print_large(path: Path, kept: Acceptances, repeats: int, threads: int) -> None:
     """What rounds cost a large model, what they would gain it, and what `auto` loses where hardly a draft stands."""
     with closing(Pmpd(path, method="high", n_threads=threads, n_ctx=512)) as llm:
-        high, low = llm.bundle.precisions[0], llm.bundle.precisions[-1]
-        llm.levels.load(high, low)
+        print(LARGE.format(name=llm.bundle.name, parameters=llm.bundle.parameters / 1e9, high=HIGH))
+        llm.levels.load(*llm.bundle.precisions)
         llm.eval(list(range(300, 364)))
-        measured = [found for _ in range(repeats) if (found := costs.measure(llm, low, high))]
-        print(LARGE.format(name=llm.bundle.name, parameters=llm.bundle.parameters / 1e9, high=high, low=low))
-        step, draft, begin = (
-            statistics.median(getattr(m, name) for m in measured) for name in ("step", "draft", "begin")
-        )
-        verify = [statistics.median(times) for times in zip(*(m.verify for m in measured), strict=True)]
-        typical = Costs(step, begin, draft, verify)
-        print(f"A step {1000 * step:.1f} ms, a draft {1000 * draft:.1f} ms and the first {1000 * begin:.1f} ms more.\n")
-        print(LARGE_HEAD)
-        for drafts in range(1, typical.most + 1):
-            acceptance, tokens = kept[drafts]
-            gain = tokens * step / (begin + drafts * draft + verify[drafts])
-            print(
-                f"| {drafts} | {1000 * verify[drafts]:.1f} | {acceptance:.3f} | {tokens:.2f} | {gain:.2f} "
-                f"| {typical.gain(drafts, 1.0):.2f} |"
-            )
+        for low in llm.bundle.precisions[1:]:
+            if (low, 1) in kept:
+                measured = [found for _ in range(repeats) if (found := costs.measure(llm, low, HIGH))]
+                print_rounds(low, typical(measured), kept)
         print(f"\n{auto_line(llm, repeats)}")
+
+
+def typical(measured: Sequence[Costs]) -> Costs:
+    """The medians."""
+    step, begin, draft = (statistics.median(getattr(m, name) for m in measured) for name in ("step", "begin", "draft"))
+    verify = [statistics.median(times) for times in zip(*(m.verify for m in measured), strict=True)]
+    return Costs(step, begin, draft, verify)
+
+
+def print_rounds(low: int, costs: Costs, kept: Acceptances) -> None:
+    """Print what rounds with drafts at one level would gain, by the number of drafts."""
+    print(ROUNDS.format(low=low, step=1000 * costs.step, draft=1000 * costs.draft, begin=1000 * costs.begin))
+    for drafts in range(1, costs.most + 1):
+        acceptance, tokens = kept[low, drafts]
+        gain = tokens * costs.step / (costs.begin + drafts * costs.draft + costs.verify[drafts])
+        print(
+            f"| {drafts} | {1000 * costs.verify[drafts]:.1f} | {acceptance:.3f} | {tokens:.2f} | {gain:.2f} "
+            f"| {costs.gain(drafts, 1.0):.2f} |"
+        )
 
 
 def auto_line(llm: Pmpd, repeats: int) -> str:
@@ -234,12 +244,12 @@ def bundles(work: Path, threads: int) -> dict[str, Path]:
     return {"separate": bundle.default_bundle(), "nested": nested}
 
 
-def acceptances(work: Path, kept: dict[int | str, Found]) -> dict[int | str, tuple[float, float]]:
-    """Acceptance and tokens a verification by the number of drafts: of this run, or of the last one that had them."""
+def acceptances(work: Path, kept: Acceptances) -> Acceptances:
+    """Those of this run, or of the last one that had them."""
     path = work / "acceptance.json"
     if kept:
-        path.write_text(json.dumps([(drafts, found.acceptance, found.tokens) for drafts, found in kept.items()]))
-    return {drafts: (acceptance, tokens) for drafts, acceptance, tokens in json.loads(path.read_text())}
+        path.write_text(json.dumps([(*way, *found) for way, found in kept.items()]))
+    return {(draft, drafts): (accepted, tokens) for draft, drafts, accepted, tokens in json.loads(path.read_text())}
 
 
 def main() -> None:
@@ -256,7 +266,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     shared = "\nOther programs ran beside it: the times are rough, their ratios less so." if args.shared else ""
-    kept: dict[int | str, Found] = {}
+    kept: Acceptances = {}
     if not args.speed:
         print(HEAD.format(machine=device.describe(), threads=args.threads, shared=shared, prompts=args.prompts))
         kept = print_checks(bundles(args.work, args.threads), args.text, args.prompts, args.threads)
@@ -297,11 +307,14 @@ planner beforehand, for 4 bits: {forecast}.
 LARGE = """
 ## What would it gain a larger model?
 
-{name}: {parameters:.2f} G parameters, bound by memory. What its rounds take is measured (drafts at {low} bits, verified
-at {high}); how many drafts stand is the translator's. `all stand` is what the device could gain at most.
+{name}: {parameters:.2f} G parameters. What its rounds take is measured, verified at {high} bits; how many drafts stand
+is the translator's. `all stand` is what the device could gain at most.
 """
 
-LARGE_HEAD = """| drafts | verification, ms | acceptance | tokens | times as fast as high | all stand |
+ROUNDS = """
+Drafts at {low} bits: a step {step:.1f} ms, a draft {draft:.1f} ms and the first {begin:.1f} ms more.
+
+| drafts | verification, ms | acceptance | tokens | times as fast as high | all stand |
 |---|---|---|---|---|---|"""
 
 

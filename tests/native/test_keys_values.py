@@ -279,8 +279,8 @@ def test_windows_keep_their_last_tokens(windowed, flash_attn, kind):
         start = first if layer in (0, 2) else 0
         kept = tuple(array[start:] for array in full.keys_values(layer))
         assert [array.shape for array in kept] == [(333 - start, 2, 128), (333 - start, 2, 64)]
-        # Cells in another order are summed in another order, by flash attention in 16 bits.
-        assert_close(short.keys_values(layer), kept, 5e-3 if layer else 1e-12)
+        # Cells in another order are summed in another order, by flash attention in 16 bits (an H100: 6.1e-3).
+        assert_close(short.keys_values(layer), kept, (1e-2 if GPU_LAYERS else 5e-3) if layer else 1e-12)
 
 
 def test_layers_that_share_have_the_same(tmp_path):
