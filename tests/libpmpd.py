@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,9 +26,9 @@ _INT32, _FLOAT, _TEXT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_char_
 
 class Options(ctypes.Structure):
     _fields_ = [
-        ("method", _TEXT), ("scheduler", _TEXT), ("high_steps", _INT32), ("prefill", _INT32), ("n_ctx", _INT32),
-        ("n_batch", _INT32), ("n_threads", _INT32), ("n_gpu_layers", _INT32), ("use_mmap", ctypes.c_bool),
-        ("pin_threads", ctypes.c_bool),
+        ("method", _TEXT), ("scheduler", _TEXT), ("high_steps", _INT32), ("prefill", _INT32), ("draft_tokens", _INT32),
+        ("draft", _INT32), ("n_ctx", _INT32), ("n_batch", _INT32), ("n_threads", _INT32), ("n_gpu_layers", _INT32),
+        ("use_mmap", ctypes.c_bool), ("pin_threads", ctypes.c_bool),
     ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ class _Message(ctypes.Structure):
 class _Token(ctypes.Structure):
     _fields_ = [
         ("id", _INT32), ("precision", _INT32), ("probability", _FLOAT), ("finish", _INT32), ("bytes", _POINTER),
-        ("n_bytes", _INT32),
+        ("n_bytes", _INT32), ("drafted", ctypes.c_bool),
     ]  # fmt: skip
 
 
@@ -66,8 +66,14 @@ class Stats(ctypes.Structure):
     _fields_ = [
         ("prompt_tokens", _INT32), ("reused_tokens", _INT32), ("prefill_precision", _INT32), ("decode_steps", _INT32),
         ("n_switches", _INT32), ("prefill_seconds", ctypes.c_double), ("decode_seconds", ctypes.c_double),
-        ("average_bitwidth", ctypes.c_double), ("average_bpw", ctypes.c_double),
+        ("average_bitwidth", ctypes.c_double), ("average_bpw", ctypes.c_double), ("drafted_tokens", _INT32),
+        ("kept_tokens", _INT32), ("verifications", _INT32), ("tokens_per_verification", ctypes.c_double),
+        ("drafting_seconds", ctypes.c_double), ("verifying_seconds", ctypes.c_double),
     ]  # fmt: skip
+
+
+class Forecast(ctypes.Structure):
+    _fields_ = [("break_even", ctypes.c_double), ("gain", ctypes.c_double), ("draft", ctypes.c_double)]
 
 
 class PmpdFailure(Exception):
@@ -87,6 +93,7 @@ class Token:
     probability: float
     finish: str
     bytes: bytes
+    drafted: bool = False
 
 
 @cache
@@ -128,6 +135,7 @@ def library() -> Any:
         ("tokenize", _INT32, _POINTER, _TEXT, _INT32, ctypes.c_bool, ctypes.c_bool, int32s, _INT32),
         ("generate", _INT32, _POINTER, ctypes.POINTER(_Request)),
         ("session_stats", Stats, _POINTER),
+        ("session_forecast", _INT32, _POINTER, ctypes.POINTER(Forecast)),
         ("fast_cores", _INT32),
     ):
         function = getattr(lib, f"pmpd_{name}")
@@ -211,6 +219,11 @@ class Session:
         stats: Stats = library().pmpd_session_stats(self.pointer)
         return stats
 
+    def forecast(self) -> Forecast:
+        forecast = Forecast()
+        check(library().pmpd_session_forecast(self.pointer, ctypes.byref(forecast)))
+        return forecast
+
     def configure(self, **options: Any) -> None:
         check(library().pmpd_session_configure(self.pointer, ctypes.byref(make_options(**options))))
 
@@ -251,7 +264,7 @@ class Session:
         def callback(given: Any, _: Any) -> bool:
             t = given.contents
             text = ctypes.string_at(t.bytes, t.n_bytes)
-            found.append(Token(t.id, t.precision, t.probability, FINISH[t.finish], text))
+            found.append(Token(t.id, t.precision, t.probability, FINISH[t.finish], text, t.drafted))
             return seen(found[-1]) is not False
 
         chosen: Sampling = library().pmpd_default_sampling()
@@ -275,17 +288,26 @@ def _all(call: Callable[[Any, int], int]) -> list[int]:
 
 def single_level(folder: Path, path: Path) -> None:
     """Make a folder the bundle of one weights file in it, at precision 8."""
-    info = gguf_info.read(path)
-    file = bundles.WeightsFile(info.type, path.stat().st_size, bundles.sha256_file(path), info.bpw)
+    separate_levels(folder, {8: path})
+
+
+def separate_levels(folder: Path, paths: Mapping[int, Path]) -> None:
+    """Make a folder the bundle of weights files in it, by their precisions, the highest first."""
+    infos = {path: gguf_info.read(path) for path in paths.values()}
+    highest, info = next(iter(paths)), next(iter(infos.values()))
     made = dataclasses.replace(
         bundles.load(bundles.default_bundle()),
         path=folder,
         name=folder.name,
         parameters=info.parameters,
         tokenizer_sha256=info.tokenizer_sha256,
-        files={path.name: file},
-        levels=(bundles.Level(8, (path.name,)),),
-        schedule=bundles.StaticSchedule((bundles.Switch(1, 8),), 64),
+        files={
+            path.name: bundles.WeightsFile(info.type, path.stat().st_size, bundles.sha256_file(path), info.bpw)
+            for path, info in infos.items()
+        },
+        levels=tuple(bundles.Level(precision, (path.name,)) for precision, path in paths.items()),
+        prefill=highest,
+        schedule=bundles.StaticSchedule((bundles.Switch(1, highest),), 64),
         imatrix=None,
     )
     bundles.write(made)

@@ -1,16 +1,12 @@
-// Generating an answer: prefill, then one token after the other, at the precisions that the schedule says.
+// Generating an answer: prefill, then one token after the other with its text, until there is a reason to end.
 // The counterpart of pmpd_edge/stream.py and of Pmpd.generate().
 
 #include "failure.h"
+#include "rounds.h"
 #include "sampling.h"
 #include "session.h"
 #include "stop_text.h"
-
-#include <chrono>
-
-static double now_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+#include "timer.h"
 
 namespace {
 
@@ -26,16 +22,15 @@ private:
     const std::vector<int32_t>  prompt;
     const int32_t               max_new_tokens;
     const int32_t               room; // tokens that the context has left for the answer
-    llama_sampler_ptr           sampler;
+    pmpd_rounds                 rounds;
     pmpd_stop_text              stop_text;
     int32_t                     n_tokens = 0; // sampled so far
 
     void         check_prompt() const;
     void         prefill();
-    pmpd_sampled sample();
-    void         step(int32_t token);
+    bool         take(int32_t token, int32_t row, bool drafted);
     void         count_token(int32_t precision);
-    pmpd_sampled describe(int32_t token) const;
+    pmpd_sampled describe(int32_t token, int32_t row, bool drafted) const;
     pmpd_finish  finish(int32_t token) const;
     std::string  bytes_of(int32_t token) const;
     bool         give(const pmpd_sampled & token) const;
@@ -63,7 +58,9 @@ answer::answer(pmpd_session & session, const struct pmpd_request & request)
       prompt(prompt_of(request)),
       max_new_tokens(request.max_new_tokens == 0 ? session.manifest->max_new_tokens : request.max_new_tokens),
       room(session.n_ctx - request.n_tokens),
-      sampler(pmpd_sampler_make(request.sampling, session.vocab())),
+      rounds(session, request.sampling, [this](int32_t token, int32_t row, bool drafted) {
+          return take(token, row, drafted);
+      }),
       stop_text(stop_texts(request)) {
     check_prompt();
 }
@@ -86,47 +83,47 @@ void answer::check_prompt() const {
 
 void answer::generate() {
     prefill();
-    while (true) {
-        const pmpd_sampled sampled = sample();
-        if (session.is_cancelled) {
-            throw pmpd_failure(PMPD_CANCELLED, "the answer was cancelled");
-        }
-        bool is_refused = false;
-        if (stop_text.add(sampled, [&](const pmpd_sampled & certain) { return !(is_refused = !give(certain)); })) {
-            if (is_refused) {
-                throw pmpd_failure(PMPD_CANCELLED, "the callback ended the answer");
-            }
-            return;
-        }
-        step(sampled.id);
+    bool goes_on = rounds.first();
+    while (goes_on) {
+        goes_on = rounds.next();
     }
 }
 
 void answer::prefill() {
-    const double  start     = now_seconds();
     const int32_t precision = session.plan.prefill;
     const int32_t n_reused  = session.reuse(prompt);
 
     session.progress                         = {};
+    session.progress.has_drafts              = session.plan.drafter.precision > 0;
     session.progress.stats.prompt_tokens     = (int32_t) prompt.size();
     session.progress.stats.reused_tokens     = n_reused;
     session.progress.stats.prefill_precision = precision;
 
-    session.evaluate(prompt.data() + n_reused, (int32_t) prompt.size() - n_reused, precision, true);
+    session.plan.drafter.prepare(session);
+    const pmpd_timer timer(session.progress.stats.prefill_seconds);
+    session.prefill(prompt.data() + n_reused, (int32_t) prompt.size() - n_reused, precision);
     session.plan.schedule.start(session.ctx.get());
-    session.progress.stats.prefill_seconds = now_seconds() - start;
 }
 
-pmpd_sampled answer::sample() {
-    const double  start = now_seconds();
-    const int32_t token = llama_sampler_sample(sampler.get(), session.ctx.get(), -1);
-    pmpd_stats  & stats = session.progress.stats;
-    double      & sum   = n_tokens == 0 ? stats.prefill_seconds : stats.decode_seconds;
-    ++n_tokens;
-    count_token(session.precisions.back());
-    pmpd_sampled sampled = describe(token);
-    sum += now_seconds() - start;
-    return sampled;
+// Give a token that was sampled, or hold it back; returns whether the answer goes on
+bool answer::take(int32_t token, int32_t row, bool drafted) {
+    pmpd_sampled sampled;
+    {
+        pmpd_stats     & stats = session.progress.stats;
+        const pmpd_timer timer(n_tokens == 0 ? stats.prefill_seconds : stats.decode_seconds);
+        ++n_tokens;
+        count_token(session.precisions.back());
+        sampled = describe(token, row, drafted);
+    }
+    session.check_cancelled();
+    bool is_refused = false;
+    if (stop_text.add(sampled, [&](const pmpd_sampled & certain) { return !(is_refused = !give(certain)); })) {
+        if (is_refused) {
+            throw pmpd_failure(PMPD_CANCELLED, "the callback ended the answer");
+        }
+        return false;
+    }
+    return true;
 }
 
 void answer::count_token(int32_t precision) {
@@ -140,15 +137,9 @@ void answer::count_token(int32_t precision) {
     progress.last_token = precision;
 }
 
-void answer::step(int32_t token) {
-    const double start = now_seconds();
-    session.evaluate(&token, 1, session.plan.schedule.precision(n_tokens), false);
-    session.progress.stats.decode_seconds += now_seconds() - start;
-}
-
-pmpd_sampled answer::describe(int32_t token) const {
-    const float probability = pmpd_probability(session.ctx.get(), token);
-    return { token, session.precisions.back(), probability, finish(token), bytes_of(token) };
+pmpd_sampled answer::describe(int32_t token, int32_t row, bool drafted) const {
+    const float probability = pmpd_probability(session.ctx.get(), row, token);
+    return { token, session.precisions.back(), probability, drafted, finish(token), bytes_of(token) };
 }
 
 pmpd_finish answer::finish(int32_t token) const {
@@ -185,6 +176,7 @@ bool answer::give(const pmpd_sampled & token) const {
         /*.finish      =*/ token.finish,
         /*.bytes       =*/ token.bytes.c_str(),
         /*.n_bytes     =*/ (int32_t) token.bytes.size(),
+        /*.drafted     =*/ token.drafted,
     };
     return request.callback(&given, request.user_data);
 }
@@ -203,9 +195,30 @@ int32_t pmpd_generate(struct pmpd_session * session, const struct pmpd_request *
     });
 }
 
+static void add_rounds(struct pmpd_stats & stats, const std::vector<pmpd_round> & rounds) {
+    int32_t n_tokens = 0; // of verifications
+    for (const pmpd_round & done : rounds) {
+        stats.drafted_tokens    += done.drafted;
+        stats.kept_tokens       += done.kept;
+        stats.verifications     += done.drafted > 0;
+        stats.drafting_seconds  += done.drafting_seconds;
+        stats.verifying_seconds += done.verifying_seconds;
+        n_tokens                += done.drafted > 0 ? done.tokens : 0;
+    }
+    if (stats.verifications > 0) {
+        stats.tokens_per_verification = (double) n_tokens/stats.verifications;
+    }
+}
+
 struct pmpd_stats pmpd_session_stats(const struct pmpd_session * session) {
     const pmpd_progress & progress = session->progress;
     struct pmpd_stats     stats    = progress.stats;
+    for (const pmpd_round & done : progress.rounds) {
+        stats.decode_seconds += done.seconds();
+    }
+    if (progress.has_drafts) {
+        add_rounds(stats, progress.rounds);
+    }
     if (stats.decode_steps > 0) {
         stats.average_bitwidth = progress.sum_bits/stats.decode_steps;
         stats.average_bpw      = progress.sum_bpw/stats.decode_steps;

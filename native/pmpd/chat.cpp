@@ -9,8 +9,6 @@
 #include "jinja/runtime.h"
 #include "jinja/value.h"
 
-#include <cstring>
-
 std::vector<int32_t> pmpd_tokens_of(
         const llama_vocab * vocab,
         const std::string & text,
@@ -57,6 +55,10 @@ static jinja::value values_of(const struct pmpd_message * messages, size_t n_mes
 // anybody's. Templates in use are less than 20 deep
 static constexpr int MAX_DEPTH  = 100;  // of brackets and blocks; elif is a block in the else of another
 static constexpr int MAX_LENGTH = 1000; // tokens of an expression or a statement
+
+// And they go on as long as a template wants. Those in use take less than 100 steps for a message
+static constexpr size_t MAX_STEPS      = 1000000;
+static constexpr size_t MAX_CALL_DEPTH = 2000;
 
 static int brackets(jinja::token::type type) {
     switch (type) {
@@ -112,10 +114,11 @@ static void check_depth(const std::vector<jinja::token> & tokens) {
 }
 
 static std::string render(
-        const char                * text,
-        const llama_vocab         * vocab,
-        const struct pmpd_message * messages,
-        size_t                      n_messages) {
+        const char                  * text,
+        const llama_vocab           * vocab,
+        const struct pmpd_message   * messages,
+        size_t                        n_messages,
+        const std::function<bool()> & is_cancelled) {
     jinja::lexer              lexer;
     const jinja::lexer_result tokens  = lexer.tokenize(text);
     check_depth(tokens.tokens);
@@ -124,6 +127,10 @@ static std::string render(
     const std::string bos = text_of(vocab, llama_vocab_bos(vocab));
     const std::string eos = text_of(vocab, llama_vocab_eos(vocab));
     jinja::context    context(tokens.source);
+    context.limits = std::make_shared<jinja::limits>();
+    context.limits->max_steps    = MAX_STEPS;
+    context.limits->max_depth    = MAX_CALL_DEPTH;
+    context.limits->is_cancelled = is_cancelled;
     context.set_val("messages",              values_of(messages, n_messages));
     context.set_val("bos_token",             jinja::mk_val<jinja::value_string>(bos));
     context.set_val("eos_token",             jinja::mk_val<jinja::value_string>(eos));
@@ -143,15 +150,19 @@ static std::string lines_of(const struct pmpd_message * messages, size_t n_messa
     return text;
 }
 
-// jinja's errors have several lines: what and, from the second on, where
-static std::string first_line(const char * text) {
-    return std::string(text, std::strcspn(text, "\n"));
+// jinja's errors have several lines: what, then where; or, from the interpreter, where, then what
+static std::string reason_of(const std::string & error) {
+    const std::string mark  = "\nError: ";
+    const size_t      found = error.rfind(mark);
+    const std::string what  = found == std::string::npos ? error : error.substr(found + mark.size());
+    return what.substr(0, what.find('\n'));
 }
 
 std::vector<int32_t> pmpd_render_chat(
-        const llama_model         * model,
-        const struct pmpd_message * messages,
-        size_t                      n_messages) {
+        const llama_model           * model,
+        const struct pmpd_message   * messages,
+        size_t                        n_messages,
+        const std::function<bool()> & is_cancelled) {
     const llama_vocab * vocab = llama_model_get_vocab(model);
     const char *        text  = llama_model_chat_template(model, nullptr);
     if (!text) {
@@ -159,11 +170,14 @@ std::vector<int32_t> pmpd_render_chat(
     }
     std::string prompt;
     try {
-        prompt = render(text, vocab, messages, n_messages);
+        prompt = render(text, vocab, messages, n_messages, is_cancelled);
     } catch (const std::bad_alloc &) {
         throw;
     } catch (const std::exception & error) { // all kinds mean that the conversation does not suit the template
-        const std::string why = first_line(error.what());
+        if (is_cancelled()) {
+            throw pmpd_failure(PMPD_CANCELLED, "the answer was cancelled");
+        }
+        const std::string why = reason_of(error.what());
         const std::string what = "the model's chat template refuses the conversation (" + why + ")";
         throw pmpd_failure(PMPD_ARGUMENT, what + ": try without a system message");
     }

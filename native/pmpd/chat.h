@@ -4,6 +4,7 @@
 
 #include "pmpd.h"
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -17,12 +18,14 @@ std::vector<int32_t> pmpd_tokens_of(
         bool                add_special,
         bool                parse_special);
 
-// Token ids of a conversation with the beginning of an answer; fails with PMPD_ARGUMENT where the template refuses it
+// Token ids of a conversation with the beginning of an answer; fails with PMPD_ARGUMENT where the template refuses it, or
+// does not come to an end, and with PMPD_CANCELLED where is_cancelled, which is asked from time to time, says so
 // A model without a template gets the messages as lines of plain text, to be continued
 std::vector<int32_t> pmpd_render_chat(
-        const llama_model         * model,
-        const struct pmpd_message * messages,
-        size_t                      n_messages);
+        const llama_model           * model,
+        const struct pmpd_message   * messages,
+        size_t                        n_messages,
+        const std::function<bool()> & is_cancelled);
 
 // What ends an answer of a chat beside the model's end tokens; "" where there is no template
 std::string pmpd_chat_stop_text(const llama_model * model);

@@ -13,13 +13,16 @@ static constexpr int32_t DEFAULT_BATCH   = 512;
 static constexpr int32_t DEFAULT_THREADS = 4;   // more hardly help, and on phones they hurt
 static constexpr int32_t CTX_MULTIPLE    = 256; // llama.cpp rounds up to it
 static constexpr int32_t MAX_CTX         = 1 << 30;
+static constexpr int32_t MAX_DRAFTS      = 16;  // of a round: a context has room for the logits of so many at any time
 
 struct pmpd_options pmpd_default_options(void) {
     return {
         /*.method       =*/ "pmpd",
-        /*.scheduler    =*/ "static",
+        /*.scheduler    =*/ nullptr,
         /*.high_steps   =*/ -1,
         /*.prefill      =*/ 0,
+        /*.draft_tokens =*/ 0,
+        /*.draft        =*/ 0,
         /*.n_ctx        =*/ 0,
         /*.n_batch      =*/ DEFAULT_BATCH,
         /*.n_threads    =*/ 0,
@@ -36,25 +39,52 @@ static void check_range(const char * name, int64_t value, int64_t min, int64_t m
     }
 }
 
+static pmpd_plan make_fixed(int32_t precision) {
+    pmpd_plan plan;
+    plan.schedule = pmpd_schedule_fixed(precision);
+    plan.prefill  = precision;
+    return plan;
+}
+
+static pmpd_plan make_scheduled(const struct pmpd_options & options, const pmpd_manifest & manifest) {
+    pmpd_plan plan;
+    plan.schedule = pmpd_schedule_make(options.scheduler ? options.scheduler : "static", manifest, options.high_steps);
+    plan.prefill  = manifest.prefill;
+    return plan;
+}
+
 pmpd_plan pmpd_plan_make(const struct pmpd_options & options, const pmpd_manifest & manifest) {
-    const bool is_given = options.method && options.scheduler;
-    pmpd_check_argument(is_given, "no method or scheduler: begin with pmpd_default_options()");
-    const std::string method = options.method;
+    pmpd_check_argument(options.method != nullptr, "no method: begin with pmpd_default_options()");
+    const std::string method      = options.method;
+    const bool        is_lossless = method == "lossless";
+    const int32_t     highest     = manifest.levels.front().precision;
+    const int32_t     lowest      = manifest.levels.back().precision;
     if (method == "high" || method == "low") {
-        const pmpd_level & level     = method == "high" ? manifest.levels.front() : manifest.levels.back();
-        const int32_t      precision = level.precision;
-        return { pmpd_schedule_fixed(precision), precision };
+        return make_fixed(method == "high" ? highest : lowest);
     }
-    pmpd_check_argument(method == "pmpd", "no method '" + method + "': choose one of pmpd, high, low");
-    check_range("high_steps", options.high_steps, -1, INT32_MAX);
-    const int32_t prefill = options.prefill == 0 ? manifest.prefill : options.prefill;
-    manifest.level(prefill);
-    return { pmpd_schedule_make(options.scheduler, manifest, options.high_steps), prefill };
+    const std::string unknown = "no method '" + method + "': choose one of pmpd, high, low, lossless";
+    pmpd_check_argument(method == "pmpd" || is_lossless, unknown);
+    check_range("high_steps",   options.high_steps,   -1, INT32_MAX);
+    check_range("draft_tokens", options.draft_tokens,  0, MAX_DRAFTS);
+
+    const bool is_high = is_lossless && !options.scheduler && options.high_steps < 0;
+    pmpd_plan  plan    = is_high ? make_fixed(highest) : make_scheduled(options, manifest);
+    if (options.prefill != 0) {
+        plan.prefill = manifest.level(options.prefill).precision;
+    }
+    if (is_lossless) {
+        const int32_t draft = options.draft != 0 ? manifest.level(options.draft).precision : lowest;
+        plan.drafter        = pmpd_drafter(draft, options.draft_tokens);
+    }
+    return plan;
 }
 
 std::vector<int32_t> pmpd_plan::precisions() const {
     std::set<int32_t> all(schedule.precisions.begin(), schedule.precisions.end());
     all.insert(prefill);
+    if (drafter.precision > 0) {
+        all.insert(drafter.precision);
+    }
     return { all.rbegin(), all.rend() };
 }
 
@@ -78,7 +108,7 @@ llama_context_params pmpd_context_params_make(const struct pmpd_options & option
     params.n_ctx           = (n_ctx + CTX_MULTIPLE - 1)/CTX_MULTIPLE*CTX_MULTIPLE;
     params.n_batch         = std::min((int32_t) params.n_ctx, options.n_batch);
     params.n_ubatch        = std::min((int32_t) params.n_batch, DEFAULT_BATCH);
-    params.n_outputs_max   = 1; // logits of the last token alone are asked for: saves a row for each token of a batch
+    params.n_outputs_max   = std::min((int32_t) params.n_batch, 1 + MAX_DRAFTS); // not a row for each token of a batch
     params.n_threads       = n_threads;
     params.n_threads_batch = n_threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;

@@ -92,12 +92,15 @@ extern "C" {
     //
 
     struct pmpd_options {
-        // "pmpd", "high" or "low"
+        // "pmpd", "high", "low", or "lossless": a lower level drafts what the schedule's verify
         const char * method;
-        // for pmpd: "static", "static:8@1,4@86", "fixed:4", "learned", "learned:8-2,0.9"
+        // for pmpd and lossless: "static", "static:8@1,4@86", "fixed:4", "learned", "learned:8-2,0.9"
+        // NULL: for pmpd "static", for lossless everything at the highest precision
         const char * scheduler;
         int32_t      high_steps;      // for static: decode steps before the first switch; -1: as in the schedule
-        int32_t      prefill;         // for pmpd: the precision of prompts; 0: the bundle's
+        int32_t      prefill;         // the precision of prompts; 0: the bundle's, or the highest with lossless alone
+        int32_t      draft_tokens;    // for lossless: how many at a time, at most 16; 0: as many as pay on this device
+        int32_t      draft;           // for lossless: the precision of the drafts; 0: the lowest
 
         int32_t      n_ctx;           // context in tokens; 0: what the model was trained on, at most 4096
         int32_t      n_batch;         // tokens that are evaluated together at most
@@ -137,8 +140,8 @@ extern "C" {
     // Not while the session generates
     PMPD_API void    pmpd_session_free(struct pmpd_session * session);
 
-    // Change method, scheduler, high_steps and prefill for the following answers; other options are as when it was
-    // opened. Loads the levels that it needs and that are not loaded yet. On failure nothing is changed
+    // Change method, scheduler, high_steps, prefill, draft_tokens and draft for the following answers; others are as
+    // when it was opened. Loads the levels that it needs and that are not loaded yet. On failure nothing is changed
     PMPD_API int32_t pmpd_session_configure(struct pmpd_session * session, const struct pmpd_options * options);
 
     PMPD_API int32_t pmpd_session_n_ctx(const struct pmpd_session * session);
@@ -146,7 +149,8 @@ extern "C" {
     // Forget the KV cache
     PMPD_API int32_t pmpd_session_clear(struct pmpd_session * session);
 
-    // End a running answer as soon as possible, its prefill included: pmpd_generate() returns PMPD_CANCELLED
+    // End a running answer as soon as possible, its prefill included, or a chat template that is being applied: they
+    // return PMPD_CANCELLED
     // What was not running is not affected. From any thread
     PMPD_API void    pmpd_session_cancel(struct pmpd_session * session);
 
@@ -192,6 +196,7 @@ extern "C" {
         int32_t      finish;      // enum pmpd_finish: on the last token, why it is the last
         const char * bytes;       // may end within a character; empty for control tokens; valid during the callback
         int32_t      n_bytes;
+        bool         drafted;     // a lower level had drafted it (lossless)
     };
 
     struct pmpd_request {
@@ -220,10 +225,29 @@ extern "C" {
         double  decode_seconds;     // in decode steps and sampling, not in callbacks
         double  average_bitwidth;   // mean nominal precision over decode steps; 0 before the first one
         double  average_bpw;        // mean real bits per weight over decode steps
+
+        // of lossless, else 0
+        int32_t drafted_tokens;
+        int32_t kept_tokens;        // those of them that became part of the answer
+        int32_t verifications;      // steps without drafts are none
+        double  tokens_per_verification; // mean; 0 before the first one
+        double  drafting_seconds;   // of decode_seconds
+        double  verifying_seconds;  // likewise, steps without drafts included
     };
 
     // Of the last answer; during a callback, of the answer so far
     PMPD_API struct pmpd_stats pmpd_session_stats(const struct pmpd_session * session);
+
+    struct pmpd_forecast {
+        double break_even; // the share of drafts that must stand for drafting to pay; above 1: it cannot
+        double gain;       // times as fast as without drafts, where all stand; 1 where it cannot pay
+        double draft;      // what a draft takes of a step
+    };
+
+    // What drafting promises on this device, for lossless with draft_tokens 0; all 0 where there is nothing to choose,
+    // or the context has no room to try. Measures what is not known yet: a fraction of a second, with large models
+    // seconds. pmpd_session_cancel() ends that
+    PMPD_API int32_t pmpd_session_forecast(struct pmpd_session * session, struct pmpd_forecast * forecast);
 
     // The fast cores by the system's own account of their clocks: how many there are
     PMPD_API int32_t pmpd_fast_cores(void);

@@ -10,8 +10,6 @@
 
 #include <algorithm>
 
-static constexpr int32_t ABORTED = 2; // of llama_decode()
-
 //
 // the KV cache and its record
 //
@@ -47,23 +45,31 @@ int32_t pmpd_session::reuse(const std::vector<int32_t> & prompt) {
     return (int32_t) n;
 }
 
+void pmpd_session::give_up(size_t n) {
+    if (n < tokens.size()) {
+        llama_memory_seq_rm(llama_get_memory(ctx.get()), -1, (llama_pos) n, -1);
+        tokens.resize(n);
+        precisions.resize(n);
+    }
+}
+
+void pmpd_session::check_cancelled() const {
+    if (is_cancelled) {
+        throw pmpd_failure(PMPD_CANCELLED, "the answer was cancelled");
+    }
+}
+
 namespace {
 
 // Lets a cancellation reach an evaluation while it exists. The callback is asked at every operation of the graph: too
 // often for decode steps, which are short anyway
 class abortable {
 public:
-    abortable(llama_context * ctx, std::atomic<bool> * flag) : ctx(flag ? ctx : nullptr) {
-        if (flag) {
-            llama_set_abort_callback(ctx, [](void * data) { return ((std::atomic<bool> *) data)->load(); }, flag);
-        }
+    abortable(llama_context * ctx, std::atomic<bool> * flag) : ctx(ctx) {
+        llama_set_abort_callback(ctx, [](void * data) { return ((std::atomic<bool> *) data)->load(); }, flag);
     }
 
-    ~abortable() {
-        if (ctx) {
-            llama_set_abort_callback(ctx, nullptr, nullptr);
-        }
-    }
+    ~abortable() { llama_set_abort_callback(ctx, nullptr, nullptr); }
 
 private:
     llama_context * ctx;
@@ -71,26 +77,37 @@ private:
 
 } // namespace
 
-void pmpd_session::evaluate(const int32_t * added, int32_t n, int32_t precision, bool is_abortable) {
+void pmpd_session::prefill(const int32_t * added, int32_t n, int32_t precision) {
+    const abortable guard(ctx.get(), &is_cancelled);
+    for (int32_t i = 0; i < n; i += n_batch) {
+        check_cancelled();
+        evaluate(added + i, std::min(n_batch, n - i), precision, nullptr);
+    }
+}
+
+void pmpd_session::decode(const int32_t * added, int32_t n, int32_t precision) {
+    std::vector<int8_t> has_logits(n, 1);
+    evaluate(added, n, precision, has_logits.data());
+}
+
+void pmpd_session::evaluate(const int32_t * added, int32_t n, int32_t precision, int8_t * has_logits) {
     const pmpd_pinned pinned(cores);
     levels->put(ctx.get(), precision);
-    const abortable guard(ctx.get(), is_abortable ? &is_cancelled : nullptr);
-    for (int32_t i = 0; i < n; i += n_batch) {
-        const int32_t     n_now  = std::min(n_batch, n - i);
-        const llama_batch batch  = llama_batch_get_one(const_cast<int32_t *>(added + i), n_now); // it is only read
-        pmpd_log_capture  log;
-        const int32_t     result = is_abortable && is_cancelled ? ABORTED : llama_decode(ctx.get(), batch);
-        if (result != 0 && is_abortable && is_cancelled) {
-            log.drop();
-            throw pmpd_failure(PMPD_CANCELLED, "the answer was cancelled");
-        }
-        if (result != 0) {
-            const std::string why = log.reason("llama_decode returned " + std::to_string(result));
-            throw pmpd_failure(PMPD_FAILED, "the evaluation failed: " + why);
-        }
-        tokens.insert(tokens.end(), added + i, added + i + n_now);
-        precisions.insert(precisions.end(), n_now, precision);
+    llama_batch batch = llama_batch_get_one(const_cast<int32_t *>(added), n); // it is only read
+    batch.logits      = has_logits;
+
+    pmpd_log_capture log;
+    const int32_t    result = llama_decode(ctx.get(), batch);
+    if (result != 0 && is_cancelled) {
+        log.drop();
+        check_cancelled();
     }
+    if (result != 0) {
+        const std::string why = log.reason("llama_decode returned " + std::to_string(result));
+        throw pmpd_failure(PMPD_FAILED, "the evaluation failed: " + why);
+    }
+    tokens.insert(tokens.end(), added, added + n);
+    precisions.insert(precisions.end(), n, precision);
 }
 
 pmpd_busy::pmpd_busy(pmpd_session & session) : session(session) {
@@ -119,6 +136,15 @@ static llama_context_ptr make_context(llama_model * model, const llama_context_p
     return ctx;
 }
 
+// Drafts are taken back from the KV cache. (One of a sliding window can do that too, as it holds all rows here)
+static void check_drafting(const pmpd_plan & plan, const pmpd_manifest & manifest, const llama_model * model) {
+    const bool        is_recurrent = llama_model_is_recurrent(model) || llama_model_is_hybrid(model);
+    const std::string what         = "lossless takes drafts back, which is not possible with recurrent layers";
+    if (plan.drafter.precision > 0 && is_recurrent) {
+        throw pmpd_failure(PMPD_ARGUMENT, manifest.name + ": " + what + ": use another method");
+    }
+}
+
 static std::unique_ptr<pmpd_session> open_session(
         const pmpd_bundle                    & bundle,
         const struct pmpd_options            & options,
@@ -138,6 +164,7 @@ static std::unique_ptr<pmpd_session> open_session(
         session->cores.resize(std::min(session->cores.size(), (size_t) params.n_threads));
     }
     llama_model * model = session->levels->base(used.front());
+    check_drafting(session->plan, *bundle.manifest, model);
     session->ctx        = make_context(model, params);
     session->n_ctx      = (int32_t) llama_n_ctx(session->ctx.get());
     session->chat_stop  = pmpd_chat_stop_text(model);
@@ -170,7 +197,9 @@ int32_t pmpd_session_configure(struct pmpd_session * session, const struct pmpd_
         const pmpd_busy busy(*session);
         pmpd_plan       plan = pmpd_plan_make(*options, *session->manifest);
         session->levels->load(plan.precisions(), [](float) { return true; });
+        check_drafting(plan, *session->manifest, session->levels->base(plan.precisions().front()));
         session->levels->fit(session->ctx.get(), plan.precisions());
+        plan.drafter.keep(session->plan.drafter);
         session->plan = std::move(plan);
         return PMPD_OK;
     });
@@ -207,8 +236,11 @@ int32_t pmpd_apply_chat_template(
         for (size_t i = 0; i < n_messages; ++i) {
             pmpd_check_argument(messages[i].role && messages[i].content, "a message without role or content");
         }
+        const pmpd_busy     busy(*session);
         const llama_model * model = llama_get_model(session->ctx.get());
-        return copy_tokens(pmpd_render_chat(model, messages, n_messages), tokens, n_tokens_max);
+        session->is_cancelled     = false;
+        const auto is_cancelled = [&] { return session->is_cancelled.load(); };
+        return copy_tokens(pmpd_render_chat(model, messages, n_messages, is_cancelled), tokens, n_tokens_max);
     });
 }
 

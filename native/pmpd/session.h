@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "drafter.h"
 #include "levels.h"
 #include "manifest.h"
 #include "pmpd.h"
@@ -20,17 +21,20 @@
 // What decides precisions: method and scheduler, resolved
 struct pmpd_plan {
     pmpd_schedule schedule;
-    int32_t       prefill;
+    int32_t       prefill = 0;
+    pmpd_drafter  drafter;
 
-    std::vector<int32_t> precisions() const; // that prompts and answers use, from the highest to the lowest
+    std::vector<int32_t> precisions() const; // that prompts, answers and drafts use, from the highest to the lowest
 };
 
 // What is measured of an answer while it is generated
 struct pmpd_progress {
-    struct pmpd_stats stats      = {};
-    double            sum_bits   = 0.0; // of decode steps
-    double            sum_bpw    = 0.0;
-    int32_t           last_token = 0;   // its precision
+    struct pmpd_stats       stats      = {};    // decode_seconds: without those of the rounds
+    std::vector<pmpd_round> rounds;             // of decoding, a step without drafts included
+    bool                    has_drafts = false; // lossless was asked for
+    double                  sum_bits   = 0.0;   // of decode steps
+    double                  sum_bpw    = 0.0;
+    int32_t                 last_token = 0;     // its precision
 };
 
 struct pmpd_session {
@@ -59,10 +63,39 @@ struct pmpd_session {
     // Drop what is in the KV cache beyond the rows that a prompt can reuse; returns their number, never all of a prompt
     int32_t reuse(const std::vector<int32_t> & prompt);
 
-    // Evaluate tokens at a precision, and remember them; fails with PMPD_CANCELLED where that is possible
-    void evaluate(const int32_t * added, int32_t n, int32_t precision, bool is_abortable);
+    // Evaluate tokens at a precision, and remember them; there are logits of the last one. Fails with PMPD_CANCELLED
+    void prefill(const int32_t * added, int32_t n, int32_t precision);
+
+    // Likewise at most a batch, with logits of each of them; it cannot be cancelled
+    void decode(const int32_t * added, int32_t n, int32_t precision);
+
+    // Go back to the first n tokens
+    void give_up(size_t n);
+
+    // Fails with PMPD_CANCELLED where that was asked for
+    void check_cancelled() const;
 
     void clear();
+
+private:
+    // has_logits [n]; NULL: the last one alone
+    void evaluate(const int32_t * added, int32_t n, int32_t precision, int8_t * has_logits);
+};
+
+// Gives up what a session evaluates while this exists, but for the first of its tokens
+class pmpd_attempt {
+public:
+    explicit pmpd_attempt(pmpd_session & session) : session(session), n_before(session.tokens.size()) {}
+    ~pmpd_attempt() { session.give_up(n_before + n_kept); }
+
+    pmpd_attempt(const pmpd_attempt &) = delete;
+    pmpd_attempt & operator=(const pmpd_attempt &) = delete;
+
+    size_t n_kept = 0; // of the new tokens
+
+private:
+    pmpd_session & session;
+    const size_t   n_before;
 };
 
 // Marks a session as busy while it exists; fails with PMPD_BUSY where it is already

@@ -15,6 +15,7 @@ struct pmpd_sampled {
     int32_t     id;
     int32_t     precision;
     float       probability;
+    bool        drafted;
     pmpd_finish finish; // of the last one
     std::string bytes;
 };

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pmpd_edge import native
 from pmpd_edge.lossless.drafter import Drafter
-from pmpd_edge.lossless.sampling import Choice, Sampler, judge
+from pmpd_edge.lossless.sampling import Choice, Sampler, judge, random_numbers
 from pmpd_edge.stats import DraftingStats, GenerationStats, Round
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from pmpd_edge.schedule import Scheduler
 
 LAST = -1  # row of an evaluation
-RANDOM_SEED = 0xFFFFFFFF  # llama.cpp's word for another one each time
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,7 @@ class Rounds:
         self._drafter = drafter
         self._stopping_criteria = options["stopping_criteria"]
         self._sampler = Sampler(llm, options)
-        seed = llm._seed & RANDOM_SEED
-        self._rng = np.random.default_rng(None if seed == RANDOM_SEED else seed)
+        self._rng = random_numbers(llm._seed)
         self._precision: int | None = None  # of the next token, where the scheduler has been asked already
 
     def tokens(self, prompt: Sequence[int]) -> Generator[int, Any, None]:

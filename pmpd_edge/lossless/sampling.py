@@ -44,12 +44,25 @@ class Choice:
         """Of a token; 0 where the chain has left it out."""
         return float(self.probabilities[self.ids == token].sum())
 
-    def draw(self, rng: np.random.Generator) -> int:
+    def draw(self, rng: np.random.RandomState) -> int:
         """A token, drawn with other random numbers than the chain's."""
         return _draw(self.ids, self.probabilities, rng)
 
 
-def judge(draft: int, drafter: Choice, verifier: Choice, rng: np.random.Generator) -> int:
+def random_numbers(seed: int) -> np.random.RandomState:
+    """Random numbers to draw and judge an answer's drafts with.
+
+    Numpy has newer generators, but this one is in C++ too (std::mt19937): libpmpd gives the same tokens for the same
+    seed. As llama.cpp's chain also draws with it, the seed is not the same but its complement.
+
+    Args:
+        seed: of the answer, 32 bits of it; 0xFFFFFFFF is another one each time, as for llama.cpp.
+    """
+    complement = ~seed & 0xFFFFFFFF
+    return np.random.RandomState(complement or None)
+
+
+def judge(draft: int, drafter: Choice, verifier: Choice, rng: np.random.RandomState) -> int:
     """The draft, where it may stand, or else the token that replaces it, which is never the draft.
 
     Args:
@@ -57,21 +70,20 @@ def judge(draft: int, drafter: Choice, verifier: Choice, rng: np.random.Generato
         drafter, verifier: the distributions q and p.
         rng: random numbers that the draft does not depend on.
     """
-    if rng.random() * drafter.probability(draft) < verifier.probability(draft):
+    if rng.random_sample() * drafter.probability(draft) < verifier.probability(draft):
         return draft
     size = 1 + max(int(verifier.ids.max()), int(drafter.ids.max()))
     drafted = np.zeros(size)
     drafted[drafter.ids] = drafter.probabilities
-    rest = np.maximum(verifier.probabilities - drafted[verifier.ids], 0)
-    rest[verifier.ids == draft] = 0
+    rest = np.maximum(verifier.probabilities - drafted[verifier.ids], 0)  # nothing for the draft: q is above p there
     if not rest.any():  # p and q are one up to rounding
         return verifier.token
     return _draw(verifier.ids, rest, rng)
 
 
-def _draw(ids: npt.NDArray[np.intc], weights: npt.NDArray[np.float64], rng: np.random.Generator) -> int:
+def _draw(ids: npt.NDArray[np.intc], weights: npt.NDArray[np.float64], rng: np.random.RandomState) -> int:
     sums = np.cumsum(weights)
-    return int(ids[np.searchsorted(sums, rng.random() * sums[-1], side="right")])
+    return int(ids[np.searchsorted(sums, rng.random_sample() * sums[-1], side="right")])
 
 
 class Sampler:

@@ -12,7 +12,7 @@ from talk import SENTENCES, prompt
 
 from pmpd_edge import Pmpd
 from pmpd_edge.errors import PmpdError
-from pmpd_edge.lossless.sampling import Choice, Sampler, judge
+from pmpd_edge.lossless.sampling import Choice, Sampler, judge, random_numbers
 
 
 def choice(*probabilities: float) -> Choice:
@@ -34,7 +34,7 @@ CASES = {
 
 @pytest.mark.parametrize("drafter", CASES.values(), ids=CASES)
 def test_what_is_given_is_distributed_as_the_verifiers(drafter: Choice) -> None:
-    rng = np.random.default_rng(1)
+    rng = random_numbers(1)
     n = 20_000
     given = np.bincount([judge(drafter.draw(rng), drafter, P, rng) for _ in range(n)], minlength=5)
     assert given[4] == 0
@@ -42,7 +42,7 @@ def test_what_is_given_is_distributed_as_the_verifiers(drafter: Choice) -> None:
 
 
 def test_as_many_drafts_stand_as_the_distributions_share() -> None:
-    rng = np.random.default_rng(2)
+    rng = random_numbers(2)
     for drafter in CASES.values():
         shared = np.minimum([P.probability(i) for i in range(5)], [drafter.probability(i) for i in range(5)]).sum()
         drafts = [drafter.draw(rng) for _ in range(5000)]
@@ -51,10 +51,22 @@ def test_as_many_drafts_stand_as_the_distributions_share() -> None:
 
 
 def test_the_likeliest_token_stands_or_is_replaced_by_the_verifiers() -> None:
-    rng = np.random.default_rng(3)
+    rng = random_numbers(3)
     one, other = choice(0, 1.0), choice(0, 0, 1.0)
     assert judge(1, one, one, rng) == 1
     assert judge(1, one, other, rng) == 2
+
+
+def test_random_numbers_are_those_that_the_cpp_standard_wants_of_mt19937() -> None:
+    """After [rand.predef]; the seed is the complement of 5489. Two numbers make one in [0, 1)."""
+    numbers = random_numbers(0xFFFFFFFF - 5489).randint(0, 2**32, size=10_000, dtype=np.uint32)
+    assert numbers[-1] == 4123659995
+    high, low = int(numbers[0]) >> 5, int(numbers[1]) >> 6
+    assert random_numbers(0xFFFFFFFF - 5489).random_sample() == (high * 2**26 + low) / 2**53
+
+
+def test_the_seed_of_chance_is_another_one_each_time() -> None:
+    assert random_numbers(0xFFFFFFFF).random_sample() != random_numbers(0xFFFFFFFF).random_sample()
 
 
 def evaluated(llm: Pmpd) -> npt.NDArray[np.float32]:

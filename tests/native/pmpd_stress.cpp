@@ -1,5 +1,5 @@
-// libpmpd with two sessions in two threads, a third one that cancels, and faults: for sanitizers, which look for what
-// tests of results do not see. Prints what went wrong, and returns 1 then. (scripts/check_native.sh runs it.)
+// libpmpd with sessions in threads of their own, some that are cancelled, and faults: for sanitizers, which look for
+// what tests of results do not see. Prints what went wrong, and returns 1 then. (scripts/check_native.sh runs it.)
 //
 //     pmpd-stress BUNDLE
 
@@ -49,9 +49,11 @@ static std::vector<int32_t> generate(pmpd_session * session, const std::vector<i
     return found;
 }
 
-static void converse(const pmpd_bundle * bundle, const char * scheduler) {
+static void converse(const pmpd_bundle * bundle, const char * method, const char * scheduler) {
     pmpd_options options = pmpd_default_options();
+    options.method       = method;
     options.scheduler    = scheduler;
+    options.draft_tokens = 3;
     options.n_threads    = 2;
     options.pin_threads  = true;
 
@@ -67,15 +69,20 @@ static void converse(const pmpd_bundle * bundle, const char * scheduler) {
             expect(generate(session, prompt, temperature, &status) == first, "the same comes again from a kept prefix");
         }
     }
-    options.method = "low";
+    options.method       = "lossless";
+    options.draft_tokens = 0;
     expect(pmpd_session_configure(session, &options) == PMPD_OK, "another method");
+    pmpd_forecast forecast = {};
+    expect(pmpd_session_forecast(session, &forecast) == PMPD_OK && forecast.draft > 0.0, "drafting is measured");
+    expect(!generate(session, prompt_of(session, "Ein Hund."), 0.0f, &status).empty(), "as many drafts as pay");
     options.method = "none";
     expect(pmpd_session_configure(session, &options) == PMPD_ARGUMENT, "no such method");
     pmpd_session_free(session);
 }
 
-static void cancel_often(const pmpd_bundle * bundle) {
+static void cancel_often(const pmpd_bundle * bundle, const char * method) {
     pmpd_options options = pmpd_default_options();
+    options.method       = method;
     options.n_threads    = 1;
     options.n_ctx        = 2048;
 
@@ -113,12 +120,14 @@ int main(int argc, char ** argv) {
     uint64_t     n_bytes = 0;
     expect(pmpd_estimate_memory(bundle, &options, &n_bytes) == PMPD_OK && n_bytes > 0, "memory is estimated");
 
-    std::thread first ([&] { converse(bundle, "static"); });
-    std::thread second([&] { converse(bundle, "static:8@1,2@3"); });
-    std::thread third ([&] { cancel_often(bundle); });
-    first.join();
-    second.join();
-    third.join();
+    std::vector<std::thread> threads;
+    threads.emplace_back([&] { converse(bundle, "pmpd", nullptr); });
+    threads.emplace_back([&] { converse(bundle, "lossless", "static:8@1,2@3,4@5"); });
+    threads.emplace_back([&] { cancel_often(bundle, "pmpd"); });
+    threads.emplace_back([&] { cancel_often(bundle, "lossless"); });
+    for (std::thread & one : threads) {
+        one.join();
+    }
     pmpd_bundle_free(bundle);
     return n_failed > 0;
 }

@@ -49,7 +49,8 @@ def prompt(session: Session, text: str = SENTENCES[0]) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "fast"}, "no method 'fast': choose one of pmpd, high, low"),
+        ({"method": "fast"}, "no method 'fast': choose one of pmpd, high, low, lossless"),
+        ({"method": None}, "no method: begin with pmpd_default_options"),
         ({"scheduler": "confidence"}, "no scheduler 'confidence'"),
         ({"scheduler": ""}, "no scheduler ''"),
         ({"scheduler": "static:"}, "no scheduler 'static:'"),
@@ -67,6 +68,10 @@ def prompt(session: Session, text: str = SENTENCES[0]) -> list[int]:
         ({"scheduler": "learned:8-2,0"}, "give a confidence above 0"),
         ({"high_steps": -2}, "high_steps -2"),
         ({"prefill": 3}, "no level of precision 3"),
+        ({"method": "lossless", "draft": 3}, "no level of precision 3"),
+        ({"method": "lossless", "draft_tokens": -1}, "draft_tokens -1: give one in .0, 16."),
+        ({"method": "lossless", "draft_tokens": 17}, "draft_tokens 17"),
+        ({"method": "lossless", "scheduler": "fixed:3"}, "no level of precision 3"),
         ({"n_ctx": -1}, "n_ctx -1"),
         ({"n_batch": 0}, "n_batch 0"),
         ({"n_threads": 100_000}, "n_threads 100000"),
@@ -116,6 +121,8 @@ def test_only_what_is_needed_is_loaded():
     low, high, both = (bundle.memory(**given) for given in ({"method": "low"}, {"method": "high"}, {}))
     assert high - low == sizes[8] - sizes[2]
     assert both - high == sizes[4] + sizes[2]
+    assert bundle.memory(method="lossless") - high == sizes[2]
+    assert bundle.memory(method="lossless", draft=4) - high == sizes[4]
     assert bundle.memory(n_ctx=8192) > bundle.memory(n_ctx=256)
 
 
@@ -323,22 +330,27 @@ def test_a_stop_text_may_begin_within_a_character_and_end_within_one(writes_a_fa
 # Several at once
 
 
-def test_two_sessions_in_two_threads_give_what_each_gives_alone():
+def test_sessions_in_threads_of_their_own_give_what_each_gives_alone():
     bundle = Bundle(DEFAULT)
-    options = [{"scheduler": "static"}, {"method": "low"}]
+    options: list[dict[str, Any]] = [
+        {"scheduler": "static"},
+        {"method": "low"},
+        {"method": "lossless", "draft_tokens": 3},
+        {"method": "lossless", "draft_tokens": 5, "draft": 4},
+    ]
     alone = []
     for given in options:
         session = Session(bundle, given)
         alone.append([session.generate(prompt(session, sentence), 20) for sentence in SENTENCES])
     sessions = [Session(bundle, given) for given in options]
-    found: list[Any] = [None, None]
+    found: list[Any] = [None] * len(options)
 
     def run(i: int) -> None:
         for _ in range(3):
             sessions[i].clear()
             found[i] = [sessions[i].generate(prompt(sessions[i], sentence), 20) for sentence in SENTENCES]
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in (0, 1)]
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(options))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from libpmpd import ARGUMENT, PmpdFailure, Session, single_level
+from libpmpd import ARGUMENT, CANCELLED, PmpdFailure, Session, single_level
 from llama_cpp.llama_chat_format import (
     CHATML_CHAT_TEMPLATE,
     MISTRAL_INSTRUCT_CHAT_TEMPLATE,
@@ -157,19 +158,47 @@ BROKEN = {
     "elifs": "{% if a %}" + "{% elif a %}{% if a %}{% endif %}" * N + "{% endif %}",
     "negations": "{{ " + "not " * N + "a }}",
     "sums": "{{ 1" + " + 1" * N + " }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "range": "{% for a in range(1000000000000) %}{% endfor %}",
+    "division": "{{ 4 is divisibleby(0) }}",
 }
 
 
-@pytest.mark.parametrize("template", BROKEN.values(), ids=BROKEN)
-def test_a_broken_template_is_an_error_of_the_chat_alone(tmp_path: Path, template: str):
+def with_template(folder: Path, template: str) -> Session:
     def change(fields: dict[str, Any]) -> None:
         _, *kinds = fields["tokenizer.chat_template"]
         fields["tokenizer.chat_template"] = (template, *kinds)
 
-    source = write_llama(tmp_path / "f32.gguf", layers=1, tokenizer=change)
-    single_level(tmp_path, quantize(source, tmp_path / "m.gguf", "Q8_0"))
-    session = Session(tmp_path)
-    with pytest.raises(PmpdFailure, match="chat template refuses") as failure:
+    source = write_llama(folder / "f32.gguf", layers=1, tokenizer=change)
+    single_level(folder, quantize(source, folder / "m.gguf", "Q8_0"))
+    return Session(folder)
+
+
+@pytest.mark.parametrize("template", BROKEN.values(), ids=BROKEN)
+def test_a_broken_template_is_an_error_of_the_chat_alone(tmp_path: Path, template: str):
+    session = with_template(tmp_path, template)
+    with pytest.raises(PmpdFailure, match=r"chat template refuses the conversation \(\w") as failure:
         session.render([{"role": "user", "content": "Hi!"}])
     assert "\n" not in str(failure.value)
+    assert len(session.generate([1, 2, 3], 4)) > 0
+
+
+def test_a_template_that_takes_long_is_cancelled(tmp_path: Path):
+    session = with_template(tmp_path, BROKEN["loops"])
+    done = threading.Event()
+
+    def cancel() -> None:
+        while not done.wait(0.05):  # again: the template may not have begun
+            session.cancel()
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    try:
+        with pytest.raises(PmpdFailure, match="cancelled") as failure:
+            session.render([{"role": "user", "content": "Hi!"}])
+    finally:
+        done.set()
+        other.join()
+    assert failure.value.status == CANCELLED
     assert len(session.generate([1, 2, 3], 4)) > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from libpmpd import GPU_LAYERS, Session, Token
+from libpmpd import GPU_LAYERS, Session, Stats, Token
 from predictors import random_network
 from talk import SENTENCES
 
@@ -24,6 +24,7 @@ from pmpd_edge.calibrate import network
 from pmpd_edge.calibrate.network import Shape, Trained
 from pmpd_edge.chat_template import render
 from pmpd_edge.gguf_info import read
+from pmpd_edge.stats import DraftingStats
 from pmpd_edge.stream import Sampling, stream
 
 GREEDY = Sampling()
@@ -39,6 +40,12 @@ SCHEDULES: list[dict[str, Any]] = [
     {"scheduler": "learned:8-4,0.97"},
     {"method": "high"},
     {"method": "low"},
+    {"method": "lossless", "draft_tokens": 1},
+    {"method": "lossless", "draft_tokens": 3, "draft": 4},
+    {"method": "lossless", "draft_tokens": 8},
+    {"method": "lossless", "draft_tokens": 4, "scheduler": "static:8@1,4@4,2@10"},
+    {"method": "lossless", "draft_tokens": 5, "scheduler": "fixed:4", "prefill": 8},
+    {"method": "lossless", "draft_tokens": 2, "high_steps": 3},
 ]
 WORDS = [
     "ein",
@@ -138,7 +145,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def in_python(llm: Pmpd, tokens: list[int], sampling: Sampling, n: int, stop: list[str], seed: int) -> list[Token]:
     llm.set_seed(seed)
     given = stream(llm, tokens, sampling, n, stop, n_likeliest=0)
-    return [Token(t.id, t.precision, logprob(t), t.finish, t.text.encode()) for t in given]
+    return [Token(t.id, t.precision, logprob(t), t.finish, t.text.encode(), t.drafted) for t in given]
 
 
 def logprob(token: Any) -> float:
@@ -159,6 +166,7 @@ def assert_same(both: tuple[Pmpd, Session], tokens: list[int], sampling: Samplin
 
     assert [t.id for t in got] == [t.id for t in expected]
     assert [t.precision for t in got] == [t.precision for t in expected]
+    assert [t.drafted for t in got] == [t.drafted for t in expected]
     assert [t.finish for t in got] == [t.finish for t in expected]
     assert [math.log(t.probability) for t in got] == pytest.approx([t.probability for t in expected], abs=1e-4)
     assert text(got) == text(expected)
@@ -169,7 +177,16 @@ def assert_same(both: tuple[Pmpd, Session], tokens: list[int], sampling: Samplin
     assert session.stats.n_switches == len(llm.stats.switches)
     assert session.stats.average_bitwidth == pytest.approx(llm.stats.average_bitwidth or 0)
     assert session.stats.average_bpw == pytest.approx(llm.stats.average_bpw or 0)
+    assert_same_drafting(llm.stats.drafting, session.stats)
     return text(got)
+
+
+def assert_same_drafting(expected: DraftingStats | None, got: Stats) -> None:
+    told = expected.to_dict() if expected else {}
+    assert got.drafted_tokens == told.get("drafted", 0)
+    assert got.kept_tokens == told.get("kept", 0)
+    assert got.verifications == told.get("verifications", 0)
+    assert got.tokens_per_verification == pytest.approx(told.get("tokens_per_verification") or 0)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
@@ -212,6 +229,24 @@ def test_the_learned_schedule_depends_on_the_prompt(both):
     assert len(found) > 1
 
 
+@pytest.mark.parametrize("draft_tokens", range(1, 9))
+def test_drafts_of_every_number_stand_and_fall_alike(both, draft_tokens):
+    """At a temperature at which many fall, so that all numbers of drafts are kept, and all random numbers matter."""
+    llm, session = both
+    llm.configure(method="lossless", draft_tokens=draft_tokens)
+    session.configure(method="lossless", draft_tokens=draft_tokens)
+    llm.reset()
+    session.clear()
+    hot = dataclasses.replace(SEEDED, temperature=2.0, top_k=0, top_p=1.0, min_p=0.0)
+    kept = set()
+    for seed, sampling in enumerate((GREEDY, SEEDED, hot, hot, hot)):
+        tokens = session.render([{"role": "user", "content": SENTENCES[seed % 3]}])
+        assert_same(both, tokens, sampling, n=24, seed=seed)
+        assert llm.stats.drafting
+        kept |= {done.kept for done in llm.stats.drafting.rounds}
+    assert {0, 1} <= kept
+
+
 def test_a_prompt_of_several_batches_is_the_same(both):
     folder = both[0].bundle.path
     with_batches = Pmpd(folder, n_threads=1, n_batch=16, n_gpu_layers=GPU_LAYERS)
@@ -228,4 +263,8 @@ def test_the_context_ends_answers_alike(both):
     tokens = small.tokenize(b" und".ljust(2000, b"."))[:250]
     hot = dataclasses.replace(SEEDED, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0)
     assert_same((small, session), tokens, hot, n=20)
+    for draft_tokens in (2, 8):
+        small.configure(method="lossless", draft_tokens=draft_tokens)
+        session.configure(method="lossless", draft_tokens=draft_tokens)
+        assert_same((small, session), tokens, hot, n=20)
     small.close()

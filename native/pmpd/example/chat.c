@@ -2,7 +2,7 @@
  *
  *     pmpd-chat BUNDLE [OPTION...] TEXT...
  *
- * Options: --method M, --scheduler S, --high-steps N, --max-new-tokens N, --temperature T, --seed N.
+ * Options: --method M, --scheduler S, --high-steps N, --draft-tokens N, --max-new-tokens N, --temperature T, --seed N.
  *
  * Answers go to standard output, what they took to standard error. */
 
@@ -38,6 +38,11 @@ static void print_stats(const struct pmpd_session * session) {
     fprintf(stderr, "%d tokens of prompt, %d of them kept; ", (int) stats.prompt_tokens, (int) stats.reused_tokens);
     fprintf(stderr, "%d decode steps, %.1f/s, ", (int) stats.decode_steps, speed);
     fprintf(stderr, "%.2f bits on average, %d switches\n", stats.average_bitwidth, (int) stats.n_switches);
+    if (stats.verifications > 0) {
+        const double share = 100.0*stats.kept_tokens/stats.drafted_tokens;
+        fprintf(stderr, "%d drafts, %.0f%% of them kept; ", (int) stats.drafted_tokens, share);
+        fprintf(stderr, "%.2f tokens for each verification\n", stats.tokens_per_verification);
+    }
 }
 
 static int fail(void) {
@@ -105,6 +110,8 @@ static int read_options(int argc, char ** argv, struct pmpd_options * options, s
             options->scheduler = value;
         } else if (strcmp(name, "high-steps") == 0) {
             options->high_steps = atoi(value);
+        } else if (strcmp(name, "draft-tokens") == 0) {
+            options->draft_tokens = atoi(value);
         } else if (strcmp(name, "max-new-tokens") == 0) {
             request->max_new_tokens = atoi(value);
         } else if (strcmp(name, "temperature") == 0) {
@@ -128,8 +135,8 @@ int main(int argc, char ** argv) {
     request.sampling = pmpd_default_sampling();
     const int n_options = argc < 3 ? -1 : read_options(argc - 2, argv + 2, &options, &request);
     if (n_options < 0 || argc - 2 == n_options) {
-        fprintf(stderr, "usage: pmpd-chat BUNDLE [--method M] [--scheduler S] [--high-steps N] [--max-new-tokens N] "
-                        "[--temperature T] [--seed N] TEXT...\n");
+        fprintf(stderr, "usage: pmpd-chat BUNDLE [--method M] [--scheduler S] [--high-steps N] [--draft-tokens N] "
+                        "[--max-new-tokens N] [--temperature T] [--seed N] TEXT...\n");
         return 2;
     }
     if (pmpd_load_backends(NULL) != PMPD_OK || pmpd_bundle_open(argv[1], &bundle) != PMPD_OK ||
