@@ -4,8 +4,8 @@
     python android_demo/check arm64    the same on an emulated arm64 JVM, CPU kernels, ELF files
     python android_demo/check apk      the app compiled, dexed, packaged, aligned, signed and verified
 
-It wants the Python of an environment in which pmpd-edge is installed. What it fetches is kept in
-$XDG_CACHE_HOME/pmpd-edge/android.
+It wants the Python of an environment in which pmpd-edge is installed, with its extra `train`. What it fetches is kept
+in $XDG_CACHE_HOME/pmpd-edge/android.
 """
 
 from __future__ import annotations

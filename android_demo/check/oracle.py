@@ -1,17 +1,23 @@
 """What the Python package answers, for the Kotlin tests to compare with: one line of tab-separated fields per answer.
 
-    python oracle.py FILE
+    python oracle.py DIRECTORY
 
-Method, schedule, high steps, temperature, seed, messages (separated by |); ids, precisions, logarithms of the tokens'
-probabilities, ids of the second likeliest tokens, how much less likely those are than the likeliest (in logarithms),
-each separated by spaces; text (hexadecimal UTF-8).
+DIRECTORY/default.tsv is of the bundle in the package, learned.tsv of the bundle that is made in DIRECTORY/learned
+(learned.py). Fields: method, schedule (empty: the method's own), high steps, draft tokens, temperature, seed, messages
+(separated by |); ids, precisions, which were drafted (1 or 0), logarithms of the tokens' probabilities, how much less
+likely the second likeliest tokens are than the likeliest (in logarithms), each separated by spaces; text (hexadecimal
+UTF-8).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import learned
 
 from pmpd_edge import Pmpd
 from pmpd_edge.chat_template import render
@@ -23,56 +29,105 @@ SENTENCES = (
     "Translate from French to English: Une femme âgée tricote ; elle porte un chapeau bleu.",
     "Ein 😀 lacht über einen 👨‍👩‍👧.",
 )
-METHODS = (
-    ("pmpd", "static", -1),
-    ("pmpd", "static", 2),
-    ("pmpd", "fixed:4", -1),
-    ("high", "static", -1),
-    ("low", "static", -1),
-)
-MAX_NEW_TOKENS = 64  # of the default bundle
 WARM = Sampling(temperature=0.8)
 HOT = Sampling(temperature=50.0, top_k=0, top_p=1.0, min_p=0.0)  # any token: single bytes, broken characters
 HOT_SEEDS = range(8)
 
 
-def main() -> None:
-    llm = Pmpd(n_threads=1)
-    lines = []
-    for method, scheduler, high_steps in METHODS:
-        options: dict[str, Any] = {"method": method}
-        if method == "pmpd":
-            options |= {"scheduler": scheduler, "high_steps": None if high_steps < 0 else high_steps}
+@dataclass(frozen=True)
+class Asked:
+    """How answers are to be decoded, as the Kotlin library is told it."""
+
+    method: str
+    scheduler: str = ""
+    high_steps: int = -1
+    draft_tokens: int = 0
+
+    def configure(self, llm: Pmpd) -> None:
+        options: dict[str, Any] = {"method": self.method, "scheduler": self.scheduler or None}
+        if self.high_steps >= 0:
+            options["high_steps"] = self.high_steps
+        if self.draft_tokens > 0:
+            options["draft_tokens"] = self.draft_tokens
         llm.configure(**options)
-        asked = (method, scheduler, high_steps)
+
+
+STATIC = Asked("pmpd", "static")
+METHODS = (
+    STATIC,
+    Asked("pmpd", "static", high_steps=2),
+    Asked("pmpd", "fixed:4"),
+    Asked("high"),
+    Asked("low"),
+    Asked("lossless", draft_tokens=3),
+    Asked("lossless", "static", draft_tokens=2),
+)
+METHODS_OF_LEARNED = (
+    Asked("pmpd", "learned"),
+    STATIC,
+    Asked("pmpd", "fixed:4"),
+    Asked("lossless", "learned", draft_tokens=4),
+)
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    with_predictor = learned.make(directory / "learned")
+    write(directory / "default.tsv", of_default(Pmpd(n_threads=1)))
+    write(directory / "learned.tsv", of_learned(Pmpd(with_predictor.path, n_threads=1)))
+
+
+def write(path: Path, lines: Iterator[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def of_default(llm: Pmpd) -> Iterator[str]:
+    """Conversations of two turns with every method, and sampled answers."""
+    for asked in METHODS:
         for sentence in SENTENCES:
             conversation = [sentence]
             for turn in range(2):
-                lines.append(line(llm, asked, conversation, Sampling(), 0))
-                conversation += [text_of(lines[-1]), SENTENCES[turn]]
-        lines.append(line(llm, asked, [SENTENCES[0]], WARM, 7))
-    llm.configure()
-    lines += [line(llm, METHODS[0], [SENTENCES[0]], HOT, seed) for seed in HOT_SEEDS]
-    Path(sys.argv[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+                given = line(llm, asked, conversation, Sampling(), 0)
+                conversation += [text_of(given), SENTENCES[turn]]
+                yield given
+        yield line(llm, asked, [SENTENCES[0]], WARM, 7)
+    for seed in HOT_SEEDS:
+        yield line(llm, STATIC, [SENTENCES[0]], HOT, seed)
 
 
-def line(llm: Pmpd, asked: tuple[object, ...], conversation: list[str], sampling: Sampling, seed: int) -> str:
+def of_learned(llm: Pmpd) -> Iterator[str]:
+    """One message each: what random weights say is not fit to be a part of a conversation."""
+    for asked in METHODS_OF_LEARNED:
+        for sentence in SENTENCES:
+            yield line(llm, asked, [sentence], Sampling(), 0)
+        yield line(llm, asked, [SENTENCES[0]], WARM, 7)
+
+
+def line(llm: Pmpd, asked: Asked, conversation: list[str], sampling: Sampling, seed: int) -> str:
     """The answer to messages by turns of user and assistant, and how it was asked for."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(conversation)]
+    asked.configure(llm)
     llm.set_seed(seed)
     prompt = render(llm, messages)
-    tokens = list(stream(llm, prompt.tokens, sampling, MAX_NEW_TOKENS, prompt.stop, n_likeliest=2))
+    longest = llm.bundle.schedule.max_new_tokens
+    tokens = list(stream(llm, prompt.tokens, sampling, longest, prompt.stop, n_likeliest=2))
     columns = zip(*map(_figures, tokens), strict=True)
     text = "".join(token.text for token in tokens).encode().hex()
-    fields = (*asked, sampling.temperature, seed, "|".join(conversation), *map(" ".join, columns), text)
-    return "\t".join(map(str, fields))
+    how = (asked.method, asked.scheduler, asked.high_steps, asked.draft_tokens, sampling.temperature, seed)
+    return "\t".join(map(str, (*how, "|".join(conversation), *map(" ".join, columns), text)))
 
 
 def _figures(token: Token) -> tuple[str, ...]:
     assert token.sampled is not None  # probabilities were asked for
     first, second = token.likeliest
     gap = first.logprob - second.logprob
-    return (str(token.id), str(token.precision), f"{token.sampled.logprob:.6f}", str(second.id), f"{gap:.6f}")
+    return (
+        str(token.id),
+        str(token.precision),
+        str(int(token.drafted)),
+        f"{token.sampled.logprob:.6f}",
+        f"{gap:.6f}",
+    )
 
 
 def text_of(line: str) -> str:

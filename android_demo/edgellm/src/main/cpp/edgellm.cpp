@@ -87,19 +87,25 @@ jintArray to_ints(JNIEnv * env, const std::vector<int32_t> & values) {
 // pmpd_options, and what its texts point to
 struct options {
     options(JNIEnv * env, jbyteArray method, jbyteArray scheduler, jintArray numbers)
-        : method_text(text(env, method)), scheduler_text(text(env, scheduler)), values(pmpd_default_options()) {
-        jint n[8] = {}; // SessionOptions.numbers
-        env->GetIntArrayRegion(numbers, 0, 8, n);
+        : method_text(text(env, method)), values(pmpd_default_options()) {
+        jint n[10] = {}; // SessionOptions.numbers
+        env->GetIntArrayRegion(numbers, 0, 10, n);
         values.method       = method_text.c_str();
-        values.scheduler    = scheduler_text.c_str();
+        values.scheduler    = nullptr;
         values.high_steps   = n[0];
         values.prefill      = n[1];
-        values.n_ctx        = n[2];
-        values.n_batch      = n[3];
-        values.n_threads    = n[4];
-        values.n_gpu_layers = n[5];
-        values.use_mmap     = n[6] != 0;
-        values.pin_threads  = n[7] != 0;
+        values.draft_tokens = n[2];
+        values.draft        = n[3];
+        values.n_ctx        = n[4];
+        values.n_batch      = n[5];
+        values.n_threads    = n[6];
+        values.n_gpu_layers = n[7];
+        values.use_mmap     = n[8] != 0;
+        values.pin_threads  = n[9] != 0;
+        if (scheduler != nullptr) {
+            scheduler_text   = text(env, scheduler);
+            values.scheduler = scheduler_text.c_str();
+        }
     }
 
     options(const options &)             = delete;
@@ -136,7 +142,7 @@ bool call_token(const pmpd_token * token, void * user_data) {
     }
     const jboolean go_on = to->env->CallBooleanMethod(
             to->object, sink_token, (jint) token->id, (jint) token->precision, (jfloat) token->probability,
-            (jint) token->finish, bytes);
+            (jint) token->finish, (jboolean) token->drafted, bytes);
     if (to->env->ExceptionCheck()) {
         return false;
     }
@@ -196,7 +202,7 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM * vm, void *) {
     native_class    = (jclass) env->NewGlobalRef(found_native);
     bytes_class     = (jclass) env->NewGlobalRef(found_bytes);
     native_fail     = env->GetStaticMethodID(found_native, "fail", "(I[B)V");
-    sink_token      = native_fail     == nullptr ? nullptr : env->GetMethodID(token, "token", "(IIFI[B)Z");
+    sink_token      = native_fail     == nullptr ? nullptr : env->GetMethodID(token, "token", "(IIFIZ[B)Z");
     progress_loaded = sink_token      == nullptr ? nullptr : env->GetMethodID(loaded, "loaded", "(F)Z");
     progress_read   = progress_loaded == nullptr ? nullptr : env->GetMethodID(read, "read", "(J)Z");
     if (progress_read == nullptr) {
@@ -446,10 +452,16 @@ NATIVE(jdoubleArray, sessionStats)(JNIEnv * env, jclass, jlong session) {
         stats.decode_seconds,
         stats.average_bitwidth,
         stats.average_bpw,
+        (jdouble) stats.drafted_tokens,
+        (jdouble) stats.kept_tokens,
+        (jdouble) stats.verifications,
+        stats.tokens_per_verification,
+        stats.drafting_seconds,
+        stats.verifying_seconds,
     };
-    jdoubleArray array = env->NewDoubleArray(9);
+    jdoubleArray array = env->NewDoubleArray(15);
     if (array != nullptr) {
-        env->SetDoubleArrayRegion(array, 0, 9, values);
+        env->SetDoubleArrayRegion(array, 0, 15, values);
     }
     return array;
 }

@@ -4,7 +4,7 @@ import kotlin.coroutines.cancellation.CancellationException
 
 /** What the native library calls for every token, in the thread that generates; false ends the answer. */
 internal fun interface TokenSink {
-    fun token(id: Int, precision: Int, probability: Float, finish: Int, bytes: ByteArray): Boolean
+    fun token(id: Int, precision: Int, probability: Float, finish: Int, drafted: Boolean, bytes: ByteArray): Boolean
 }
 
 /** What the native library calls while it loads, with a share from 0 to 1; false stops loading. */
@@ -53,14 +53,14 @@ internal object Native {
     @JvmStatic external fun estimateMemory(
         bundle: Long,
         method: ByteArray,
-        scheduler: ByteArray,
+        scheduler: ByteArray?,
         numbers: IntArray,
     ): Long
 
     @JvmStatic external fun sessionOpen(
         bundle: Long,
         method: ByteArray,
-        scheduler: ByteArray,
+        scheduler: ByteArray?,
         numbers: IntArray,
         progress: LoadProgress,
     ): Long
@@ -70,7 +70,7 @@ internal object Native {
     @JvmStatic external fun sessionConfigure(
         session: Long,
         method: ByteArray,
-        scheduler: ByteArray,
+        scheduler: ByteArray?,
         numbers: IntArray,
     )
 
@@ -111,8 +111,11 @@ internal object Native {
         sink: TokenSink,
     )
 
-    /** Prompt tokens, reused tokens, prefill precision, decode steps, switches, prefill seconds, decode seconds,
-     * average bitwidth, average bpw. */
+    /**
+     * Prompt tokens, reused tokens, prefill precision, decode steps, switches, prefill seconds, decode seconds,
+     * average bitwidth, average bpw, drafted tokens, kept ones, verifications, tokens per verification, drafting
+     * seconds, verifying seconds.
+     */
     @JvmStatic external fun sessionStats(session: Long): DoubleArray
 
     /**

@@ -1,9 +1,12 @@
 package pmpd.edgellm
 
-/** What answers are computed with: stepping down, everything at the highest precision, everything at the lowest. */
-enum class Method { PMPD, HIGH, LOW }
+/**
+ * What answers are computed with: stepping down, everything at the highest precision, everything at the lowest; or what
+ * the highest precision gives, with drafts of the lowest where that is quicker.
+ */
+enum class Method { PMPD, HIGH, LOW, LOSSLESS }
 
-/** How [Method.PMPD] steps down. */
+/** How [Method.PMPD] steps down, and [Method.LOSSLESS] verifies. */
 sealed class Schedule {
     internal abstract val text: String
     internal open val highSteps: Int get() = -1
@@ -45,7 +48,11 @@ sealed class Schedule {
 /**
  * How a bundle is loaded and run.
  *
- * @property prefill the precision of prompts, for [Method.PMPD]; 0: the bundle's.
+ * @property schedule null: the bundle's own for [Method.PMPD], the highest precision alone for [Method.LOSSLESS].
+ * @property prefill the precision of prompts, for methods with a schedule; 0: the bundle's, or the highest where the
+ *   schedule is that alone.
+ * @property draftTokens for [Method.LOSSLESS], tokens that are drafted at a time; 0: as many as pay on this device.
+ * @property draft for [Method.LOSSLESS], the precision of drafts; 0: the lowest.
  * @property contextTokens 0: what the model was trained on, at most 4096.
  * @property batchTokens tokens that are evaluated together at most.
  * @property threads 0: the fast cores, at most 4. More than the fast cores is slower, often by far.
@@ -55,8 +62,10 @@ sealed class Schedule {
  */
 data class SessionOptions(
     val method: Method = Method.PMPD,
-    val schedule: Schedule = Schedule.Static(),
+    val schedule: Schedule? = null,
     val prefill: Int = 0,
+    val draftTokens: Int = 0,
+    val draft: Int = 0,
     val contextTokens: Int = 0,
     val batchTokens: Int = 512,
     val threads: Int = 0,
@@ -67,15 +76,22 @@ data class SessionOptions(
     /** What these options compute with, of what the bundle has; more than that where a predictor chooses. */
     internal fun precisions(bundle: Bundle): Set<Int> {
         val all = bundle.levels.map { it.precision }
-        return when (method) {
-            Method.HIGH -> setOf(all.first())
-            Method.LOW -> setOf(all.last())
-            Method.PMPD -> {
-                val prefill = if (prefill == 0) bundle.prefill else prefill
-                (schedule.precisions(bundle) + prefill).filter { it in all }.toSet()
-            }
+        val used = when (method) {
+            Method.HIGH -> listOf(all.first())
+            Method.LOW -> listOf(all.last())
+            Method.PMPD -> (schedule ?: Schedule.Static()).precisions(bundle) + prefill.orElse(bundle.prefill)
+            Method.LOSSLESS -> verifying(bundle) + draft.orElse(all.last())
         }
+        return used.filter { it in all }.toSet()
     }
+
+    private fun verifying(bundle: Bundle): List<Int> {
+        val highest = bundle.levels.first().precision
+        if (schedule == null) return listOf(highest, prefill.orElse(highest))
+        return schedule.precisions(bundle) + prefill.orElse(bundle.prefill)
+    }
+
+    private fun Int.orElse(other: Int) = if (this == 0) other else this
 
     /** These with a schedule that computes with [precisions], for an estimate. */
     internal fun with(precisions: Set<Int>): SessionOptions {
@@ -84,13 +100,15 @@ data class SessionOptions(
     }
 
     internal val methodText get() = method.name.lowercase().toNative()
-    internal val schedulerText get() = schedule.text.toNative()
+    internal val schedulerText get() = schedule?.text?.toNative()
 
     /** In the order in which edgellm.cpp reads them. */
     internal val numbers
         get() = intArrayOf(
-            schedule.highSteps,
+            schedule?.highSteps ?: -1,
             prefill,
+            draftTokens,
+            draft,
             contextTokens,
             batchTokens,
             threads,

@@ -65,8 +65,8 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
     }
 
     /**
-     * Change method, schedule and prefill for the following answers; other options stay as they are. What the levels
-     * need that are not loaded yet is loaded; where it fails, nothing is changed.
+     * Change method, schedule, prefill and drafts for the following answers; other options stay as they are. Levels that
+     * are needed and not loaded yet are loaded; where it fails, nothing is changed.
      *
      * @param availableBytes the memory that the device can give beyond what the session has.
      * @throws NotEnoughMemoryException before loading or in it.
@@ -146,11 +146,11 @@ class Session private constructor(val bundle: Bundle, private val owner: OwnerTh
         Native.generate(
             handle, asked.tokens, request.maxNewTokens, sampling.temperature, sampling.topK, sampling.topP,
             sampling.minP, sampling.repeatPenalty, sampling.seed, stop,
-        ) { id, precision, probability, finish, bytes ->
+        ) { id, precision, probability, finish, drafted, bytes ->
             stats = Stats.of(Native.sessionStats(handle))
             val reason = Finish.of(finish)
             val text = decoder.decode(bytes, last = reason != null)
-            send(Token(id, text, precision, probability, reason))
+            send(Token(id, text, precision, probability, reason, drafted))
         }
         stats = Stats.of(Native.sessionStats(handle))
     }

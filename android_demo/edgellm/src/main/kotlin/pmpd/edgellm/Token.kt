@@ -25,8 +25,16 @@ enum class Finish {
  * @property precision of the weights that computed the logits it was sampled from.
  * @property probability that the model gave it, whatever was sampled how.
  * @property finish on the last token, why it is the last.
+ * @property drafted whether a lower precision had drafted it, with [Method.LOSSLESS].
  */
-data class Token(val id: Int, val text: String, val precision: Int, val probability: Float, val finish: Finish?)
+data class Token(
+    val id: Int,
+    val text: String,
+    val precision: Int,
+    val probability: Float,
+    val finish: Finish?,
+    val drafted: Boolean = false,
+)
 
 /**
  * What an answer took; it grows while the answer does.
@@ -36,6 +44,11 @@ data class Token(val id: Int, val text: String, val precision: Int, val probabil
  * @property decodeSeconds in decode steps and sampling, not in what the collector does.
  * @property averageBitwidth mean nominal precision over decode steps; 0 before the first one.
  * @property averageBpw mean real bits per weight over decode steps.
+ * @property draftedTokens with [Method.LOSSLESS], as all that follows.
+ * @property keptTokens of the drafted ones, those that became part of the answer.
+ * @property verifications of drafts: steps without are none.
+ * @property tokensPerVerification mean, the verifier's own token included; 0 before the first one.
+ * @property draftingSeconds a part of [decodeSeconds], as is [verifyingSeconds].
  */
 data class Stats(
     val promptTokens: Int = 0,
@@ -47,6 +60,12 @@ data class Stats(
     val decodeSeconds: Double = 0.0,
     val averageBitwidth: Double = 0.0,
     val averageBpw: Double = 0.0,
+    val draftedTokens: Int = 0,
+    val keptTokens: Int = 0,
+    val verifications: Int = 0,
+    val tokensPerVerification: Double = 0.0,
+    val draftingSeconds: Double = 0.0,
+    val verifyingSeconds: Double = 0.0,
 ) {
     /** Evaluated prompt tokens per second, kept ones not counted; 0 before the first token. */
     val prefillTokensPerSecond: Double get() = rate(promptTokens - reusedTokens, prefillSeconds)
@@ -60,7 +79,8 @@ data class Stats(
         /** From the numbers of [Native.sessionStats]. */
         fun of(numbers: DoubleArray) = Stats(
             numbers[0].toInt(), numbers[1].toInt(), numbers[2].toInt(), numbers[3].toInt(), numbers[4].toInt(),
-            numbers[5], numbers[6], numbers[7], numbers[8],
+            numbers[5], numbers[6], numbers[7], numbers[8], numbers[9].toInt(), numbers[10].toInt(),
+            numbers[11].toInt(), numbers[12], numbers[13], numbers[14],
         )
     }
 }

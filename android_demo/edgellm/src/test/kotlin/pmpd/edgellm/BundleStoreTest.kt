@@ -152,6 +152,25 @@ class BundleStoreTest {
     }
 
     @Test
+    fun `storage that others fill meanwhile is told from a source that cannot be read`() = test {
+        var free = 1L shl 30
+        val filling = BundleStore(directory) { free }
+        val source = altered("translator-7m-q4.gguf") { Failing(it, 2_000_000) { free = 0 } }
+        thrown<NotEnoughStorageException> { filling.import(source) }
+        assertNothingLeft()
+    }
+
+    @Test
+    fun `a bundle that was cut in the store is not listed, and the others are`() = test {
+        val other = copyOfBundle(folder.newFolder("other"))
+        val manifest = File(other, "pmpd.json")
+        manifest.writeText(manifest.readText().replace("\"max_new_tokens\": 64", "\"max_new_tokens\": 32"))
+        val whole = store.import(DirectorySource(BUNDLE))
+        truncate(File(store.import(DirectorySource(other)).directory, "translator-7m-q8.gguf"), 1_000_000)
+        assertEquals(listOf(whole), store.bundles())
+    }
+
+    @Test
     fun `a source that fails half-way leaves nothing`() = test {
         val source = altered("translator-7m-q4.gguf") { Failing(it, 2_000_000) }
         val failure = thrown<ImportException> { store.import(source) }
@@ -262,6 +281,9 @@ private open class CutOff(private val input: InputStream, private var left: Int)
 }
 
 /** Fails after some bytes, as a card that is pulled out. */
-private class Failing(input: InputStream, bytes: Int) : CutOff(input, bytes) {
-    override fun end(): Int = throw IOException("of the source")
+private class Failing(input: InputStream, bytes: Int, private val before: () -> Unit = {}) : CutOff(input, bytes) {
+    override fun end(): Int {
+        before()
+        throw IOException("of the source")
+    }
 }

@@ -230,6 +230,8 @@ class FaultsTest {
             SessionOptions(schedule = Schedule.Static(switches = "nonsense")),
             SessionOptions(schedule = Schedule.Learned),
             SessionOptions(prefill = 3),
+            SessionOptions(Method.LOSSLESS, draft = 5),
+            SessionOptions(Method.LOSSLESS, draftTokens = 17),
         )
         for (options in wrong) thrown<EdgeLlmException> { Session.open(bundle, options).close() }
         withSession { session ->
@@ -253,7 +255,7 @@ class FaultsTest {
         val high = OPTIONS.copy(method = Method.HIGH)
         withSession(low) { session ->
             val answer = ids(session.answer(SENTENCE))
-            for (options in listOf(OPTIONS, high)) {
+            for (options in listOf(OPTIONS, high, OPTIONS.copy(method = Method.LOSSLESS))) {
                 val failure = thrown<NotEnoughMemoryException> { session.configure(options, 1_000_000) }
                 assertTrue(failure.message!!, "MiB" in failure.message!!)
             }
@@ -264,6 +266,14 @@ class FaultsTest {
             session.configure(OPTIONS, availableBytes = 6_000_000) // it lacks one of 4.8 million
             session.configure(low, availableBytes = 0)
             assertEquals(answer, ids(session.answer(SENTENCE)))
+        }
+    }
+
+    @Test
+    fun `a context that no device has memory for is a typed error`() = test {
+        val bundle = Bundle.open(BUNDLE)
+        for (tokens in listOf(1 shl 26, Int.MAX_VALUE)) {
+            thrown<EdgeLlmException> { Session.open(bundle, OPTIONS.copy(contextTokens = tokens), 1L shl 33) }
         }
     }
 

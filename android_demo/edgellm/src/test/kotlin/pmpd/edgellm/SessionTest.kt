@@ -6,6 +6,7 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
 import org.junit.Assert.assertTrue
 import org.junit.Test
+import kotlin.math.ln
 
 private val BYTE_TOKENS = 6..261 // of the default bundle: <0x00> to <0xFF>
 private val LEADING_BYTES = 0xC2..0xF4 // of characters that take several
@@ -59,6 +60,23 @@ class SessionTest {
                 session.answer(SENTENCE).toList()
                 assertEquals(precision.toDouble(), session.stats.averageBitwidth, 0.0)
             }
+        }
+    }
+
+    @Test
+    fun `lossless answers as the highest precision does, and says what was drafted`() = test {
+        withSession { session ->
+            session.configure(SessionOptions(Method.HIGH))
+            val high = session.answer(SENTENCE).toList()
+            session.configure(SessionOptions(Method.LOSSLESS, draftTokens = 3))
+            val lossless = session.answer(SENTENCE).toList()
+            assertSame(high, lossless)
+            assertEquals(List(lossless.size) { 8 }, lossless.map { it.precision })
+            val stats = session.stats
+            assertEquals(lossless.count { it.drafted }, stats.keptTokens)
+            assertTrue("$stats", stats.keptTokens in 1..stats.draftedTokens && stats.tokensPerVerification > 1)
+            assertTrue("$stats", stats.verifications > 0 && stats.draftingSeconds > 0 && stats.verifyingSeconds > 0)
+            assertTrue("$stats", stats.draftingSeconds + stats.verifyingSeconds <= stats.decodeSeconds)
         }
     }
 
@@ -154,6 +172,13 @@ class SessionTest {
             assertEquals(ids(answer), ids(answer)) // and it can be collected again
             assertNull(session.answer(SENTENCE, Request(maxNewTokens = 2)).toList().first().finish)
         }
+    }
+
+    /** The same tokens; several evaluated at once may change the last bits, so that of two as likely, either may come. */
+    private fun assertSame(expected: List<Token>, given: List<Token>) {
+        val at = expected.zip(given).indexOfFirst { (one, other) -> one.id != other.id }
+        if (at < 0) return assertEquals(expected.size, given.size)
+        assertEquals(ln(expected[at].probability), ln(given[at].probability), 0.05f)
     }
 
     private suspend fun text(answer: Flow<Token>) = answer.toList().joinToString("") { it.text }

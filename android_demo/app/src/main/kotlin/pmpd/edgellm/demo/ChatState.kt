@@ -16,14 +16,15 @@ data class Settings(
     val maxNewTokens: Int? = null,
 ) {
     /** One list to choose from: the method, and for stepping down how. */
-    enum class Choice { STATIC, LEARNED, HIGH, LOW }
+    enum class Choice { STATIC, LEARNED, HIGH, LOW, LOSSLESS }
 
     /** As options of a session. */
     fun options(base: SessionOptions = SessionOptions()) = when (choice) {
         Choice.STATIC -> base.copy(method = Method.PMPD, schedule = Schedule.Static(highSteps))
         Choice.LEARNED -> base.copy(method = Method.PMPD, schedule = Schedule.Learned)
-        Choice.HIGH -> base.copy(method = Method.HIGH, schedule = Schedule.Static())
-        Choice.LOW -> base.copy(method = Method.LOW, schedule = Schedule.Static())
+        Choice.HIGH -> base.copy(method = Method.HIGH, schedule = null)
+        Choice.LOW -> base.copy(method = Method.LOW, schedule = null)
+        Choice.LOSSLESS -> base.copy(method = Method.LOSSLESS, schedule = null)
     }
 }
 

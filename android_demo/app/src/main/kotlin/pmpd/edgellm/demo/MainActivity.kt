@@ -19,6 +19,7 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.SupervisorJob
 import kotlinx.coroutines.cancel
 import kotlinx.coroutines.launch
+import pmpd.edgellm.Stats
 import java.util.Locale
 
 /** The screen. It draws the model's state and passes on what the user does; all else outlives it. */
@@ -118,13 +119,16 @@ class MainActivity : Activity() {
             state.failure != null -> state.failure
             state.bundle == null && state.busy == Busy.IDLE -> getString(R.string.no_bundle)
             stats == null || stats.decodeSteps == 0 -> ""
-            else -> getString(
-                R.string.figures,
-                "%.1f".format(Locale.getDefault(), stats.decodeTokensPerSecond),
-                "%.2f".format(Locale.getDefault(), stats.averageBitwidth),
-                stats.decodeSteps,
-            )
+            else -> figures(stats)
         }
+    }
+
+    private fun figures(stats: Stats): String {
+        val speed = "%.1f".format(Locale.getDefault(), stats.decodeTokensPerSecond)
+        val bitwidth = "%.2f".format(Locale.getDefault(), stats.averageBitwidth)
+        val figures = getString(R.string.figures, speed, bitwidth, stats.decodeSteps)
+        if (stats.draftedTokens == 0) return figures
+        return getString(R.string.drafts, figures, stats.keptTokens, stats.draftedTokens)
     }
 
     private fun drawBundles(state: ChatState) {

@@ -13,11 +13,13 @@ import org.junit.Rule
 import org.junit.Test
 import org.junit.rules.TemporaryFolder
 import pmpd.edgellm.BUNDLE
+import pmpd.edgellm.BundleSource
 import pmpd.edgellm.BundleStore
 import pmpd.edgellm.DirectorySource
 import pmpd.edgellm.LONG_TEXT
 import pmpd.edgellm.OPTIONS
 import pmpd.edgellm.SENTENCE
+import pmpd.edgellm.SourceFile
 import pmpd.edgellm.copyOfBundle
 import pmpd.edgellm.flipByte
 import pmpd.edgellm.test
@@ -82,6 +84,16 @@ class ChatModelTest {
     }
 
     @Test
+    fun `lossless is a choice of the screen, and answers at the highest precision`() = test {
+        imported()
+        model.set(Settings(Settings.Choice.LOSSLESS))
+        model.send(SENTENCE)
+        val tokens = done().turns.single().tokens
+        assertTrue(tokens.size > 5)
+        assertEquals(List(tokens.size) { 8 }, tokens.map { it.precision })
+    }
+
+    @Test
     fun `stop ends an answer and the next one is answered`() = test {
         imported()
         model.send(SENTENCE)
@@ -90,6 +102,33 @@ class ChatModelTest {
         assertNull(done().failure)
         model.send(SENTENCE)
         assertTrue(done { it.turns.size == 2 }.turns.last().tokens.last().finish != null)
+    }
+
+    @Test
+    fun `a message that is sent meanwhile is refused and the answer goes on`() = test {
+        imported()
+        model.send(SENTENCE)
+        model.send("Ein Mann.")
+        model.clear()
+        assertEquals(SENTENCE, done().turns.single().question)
+    }
+
+    @Test
+    fun `stop ends an import and leaves nothing`() = test {
+        model.import(Slow)
+        model.state.first { it.busy == Busy.IMPORTING && it.progress > 0 }
+        model.stop()
+        assertNull(done { true }.bundle)
+        assertEquals(emptyList<String>(), File(folder.root, "bundles").list().orEmpty().toList())
+        imported()
+    }
+
+    @Test
+    fun `what an import that was killed left is gone after the start`() = test {
+        val left = File(folder.root, "bundles/.importing-1").apply { mkdirs() }
+        File(left, "model.gguf").writeText("GGUF")
+        model.start()
+        assertEquals(emptyList<Any>(), done { !left.exists() }.bundles)
     }
 
     @Test
@@ -183,6 +222,15 @@ class ChatModelTest {
         assertEquals(listOf("8 bits", "4 bits", "2 bits"), report.take(3).map { it.substringBefore(" (") })
         assertTrue("$report", report[3].startsWith("a switch: "))
         assertTrue("$report", report.last().endsWith("thermal status none"))
+    }
+
+    private object Slow : BundleSource {
+        override fun files() = DirectorySource(BUNDLE).files().map { file ->
+            SourceFile(file.name, file.bytes) {
+                Thread.sleep(200)
+                file.open()
+            }
+        }
     }
 
     private suspend fun imported() {
