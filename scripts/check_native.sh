@@ -21,7 +21,7 @@ build() { # KIND TARGET FLAGS [CMAKE OPTION...]
 
 build_address() { # TARGET
     local flags="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
-    build address "$1" "$flags -fsanitize-ignorelist=$PWD/tests/native/upstream.ignorelist" \
+    build clang "$1" "$flags -fsanitize-ignorelist=$PWD/tests/native/upstream.ignorelist" \
         -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
 }
 
@@ -37,7 +37,7 @@ for check; do
     case $check in
     address)
         build_address pmpd-stress
-        build/check/address/bin/pmpd-stress $bundle
+        build/check/clang/bin/pmpd-stress $bundle
         ;;
     thread)
         build thread pmpd-stress "-fsanitize=thread"
@@ -48,7 +48,7 @@ for check; do
         cp $bundle/pmpd.json build/check/seeds/manifest
         printf 'sstatic:8@1,4@86' > build/check/seeds/schedule
         head -c 4000 $bundle/translator-7m-q2.gguf > build/check/seeds/header
-        build/check/address/bin/pmpd-fuzz -max_total_time="${FUZZ_SECONDS:-600}" -max_len=65536 -timeout=10 \
+        build/check/clang/bin/pmpd-fuzz -max_total_time="${FUZZ_SECONDS:-600}" -max_len=65536 -timeout=10 \
             -print_final_stats=1 build/check/corpus build/check/seeds
         ;;
     *)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pmpd_edge import gguf_info, native
 
 DEFAULT = bundles.default_bundle()
 OK, ARGUMENT, BUNDLE, MEMORY, CONTEXT_FULL, CANCELLED, BUSY, FAILED = range(0, -8, -1)
+NOISE = 0.05  # of a probability's logarithm, between tokens that are evaluated together and one by one; it is far less
 FINISH = ("", "stop", "length", "context")
 GPU_LAYERS = int(os.environ.get("PMPD_TEST_GPU_LAYERS", "0"))
 
@@ -311,6 +313,16 @@ def separate_levels(folder: Path, paths: Mapping[int, Path]) -> None:
         imatrix=None,
     )
     bundles.write(made)
+
+
+def assert_same(got: list[Token], expected: list[Token]) -> None:
+    """The same answer, or up to where two tokens are as likely up to the noise of evaluating several at once."""
+    for ours, theirs in zip(got, expected, strict=False):
+        assert math.log(ours.probability) == pytest.approx(math.log(theirs.probability), abs=NOISE)
+        if ours.id != theirs.id:
+            return
+        assert (ours.precision, ours.finish, ours.bytes) == (theirs.precision, theirs.finish, theirs.bytes)
+    assert len(got) == len(expected)
 
 
 def refused(status: int, message: str, call: Callable[[], Any]) -> None:

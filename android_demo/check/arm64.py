@@ -6,6 +6,7 @@ The libraries are for Debian's C library, not for Android's: they prove the sour
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import compiling
 import elf
 import jvm
 import toolchain
-from toolchain import CheckError
+from toolchain import CheckError, MissingTool
 
 CROSS = "aarch64-linux-gnu-"
 VARIANTS = ("armv8.0_1", "armv8.2_1", "armv8.2_2", "armv8.6_1")
@@ -42,7 +43,8 @@ def _build(to: Path) -> None:
     """As Gradle would: the project is that of the JNI library, which adds ours."""
     for name in ("gcc", "g++"):
         toolchain.tool(f"{CROSS}{name}", "g++-aarch64-linux-gnu")
-    work = toolchain.cache() / "arm64-build"  # kept: a change compiles only what it touches
+    toolchain.tool("ninja", "ninja-build")
+    work = compiling.ROOT / "build" / "check" / "arm64"  # kept: a change compiles only what it touches
     java = toolchain.java_home() / "include"
     options = {
         "CMAKE_BUILD_TYPE": "Release",
@@ -54,9 +56,8 @@ def _build(to: Path) -> None:
         "Python_EXECUTABLE": sys.executable,  # native/ prepares llama.cpp's source with it
         "CMAKE_PROJECT_edgellm_INCLUDE": str(LEAVE_OUT),
         "PMPD_CHECK_VARIANTS": ";".join(VARIANTS),
+        "PMPD_LLAMA_ARCHIVE": str(_archive()),
     }
-    if archive := os.environ.get("PMPD_LLAMA_ARCHIVE"):
-        options["PMPD_LLAMA_ARCHIVE"] = archive
     configure = [toolchain.tool("cmake", "cmake"), "-G", "Ninja", "-S", compiling.JNI_SOURCE.parent, "-B", work]
     toolchain.run([*configure, *(f"-D{name}={value}" for name, value in options.items())])
     toolchain.run(["cmake", "--build", work, "-j", JOBS, "--target", "edgellm"])
@@ -64,6 +65,19 @@ def _build(to: Path) -> None:
         kernels = path.stem.removeprefix("libggml-cpu-")
         if kernels == path.stem or kernels in VARIANTS:
             shutil.copyfile(path, to / path.name)
+
+
+def _archive() -> Path:
+    """The source of llama.cpp: the one that is given, or that `pip install .` has downloaded."""
+    if given := os.environ.get("PMPD_LLAMA_ARCHIVE"):
+        return Path(given)
+    version = re.search(
+        r"^llama-cpp-python==(\S+)", (compiling.ROOT / "native" / "llama.pin").read_text(), re.MULTILINE
+    )
+    assert version, "native/llama.pin names one"
+    for path in compiling.ROOT.glob(f"build/*/llama_cpp_python-{version[1]}.tar.gz"):
+        return path
+    raise MissingTool("the source of llama.cpp is not in build/: pip install ., or set PMPD_LLAMA_ARCHIVE")
 
 
 def machine(processor: str = JVM_PROCESSOR) -> jvm.Machine:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import compiling
 import toolchain
-from toolchain import CheckError
+from toolchain import CheckError, MissingTool
 
 # What -Xcheck:jni prints about calls that Android's runtime would abort on
 JNI_COMPLAINTS = ("WARNING in native method", "FATAL ERROR in native method", "WARNING: JNI")
@@ -130,6 +130,10 @@ def _oracle(bundle: Path) -> Path:
     def make(to: Path) -> None:
         toolchain.run([sys.executable, scripts[0], to], env=_environment())
 
+    try:
+        toolchain.run([sys.executable, "-c", "import torch, gguf"])
+    except CheckError:
+        raise MissingTool("torch or gguf is missing: pip install 'pmpd-edge[train]'") from None
     version = toolchain.run([sys.executable, "-c", _VERSION])
     package = Path(toolchain.run([sys.executable, "-c", _PACKAGE]).strip())
     modules = sorted(package.rglob("*.py"))

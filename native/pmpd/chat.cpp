@@ -58,7 +58,7 @@ static constexpr int MAX_LENGTH = 1000; // tokens of an expression or a statemen
 
 // And they go on as long as a template wants. Those in use take less than 100 steps for a message
 static constexpr size_t MAX_STEPS      = 1000000;
-static constexpr size_t MAX_CALL_DEPTH = 2000;
+static constexpr size_t MAX_CALL_DEPTH = 200; // up to 1.5 KB of the calling thread's stack each
 
 static int brackets(jinja::token::type type) {
     switch (type) {

@@ -9,6 +9,9 @@
 
 #include "../src/llama-ext.h" // llama.cpp's own, not part of its API
 
+#include <algorithm>
+#include <set>
+
 static llama_model_ptr load_metadata(const std::string & path, const struct pmpd_options & options) {
     llama_model_params params = pmpd_model_params_make(options);
     params.no_alloc           = true;
@@ -23,30 +26,47 @@ static llama_model_ptr load_metadata(const std::string & path, const struct pmpd
     return model;
 }
 
-// KV cache and compute buffers, in bytes
-static uint64_t context_bytes(llama_model * model, const llama_context_params & params) {
+struct parts {
+    uint64_t weights; // a matrix that two kinds of buffers hold, as embeddings and as output, counts twice
+    uint64_t context; // KV cache and compute buffers
+};
+
+// In bytes
+static parts parts_of(llama_model * model, const llama_context_params & params) {
     pmpd_log_capture  log;
     llama_context_ptr ctx(llama_init_from_model(model, params));
     if (!ctx) {
         throw pmpd_failure(PMPD_ARGUMENT, "these options do not fit: " + log.reason("llama.cpp gives no reason"));
     }
     log.drop(); // opening a session says it again
-    uint64_t sum = 0;
+    parts found = {};
     for (const auto & [type, memory] : llama_get_memory_breakdown(ctx.get())) {
-        sum += memory.context + memory.compute;
+        found.weights += memory.model;
+        found.context += memory.context + memory.compute;
     }
-    return sum;
+    return found;
 }
 
 static uint64_t estimate(const pmpd_manifest & manifest, const struct pmpd_options & options) {
     const std::vector<int32_t> used    = pmpd_plan_make(options, manifest).precisions();
-    const std::string          base    = manifest.level(used.front()).weights[0];
-    const llama_model_ptr      model   = load_metadata(manifest.file_path(base), options);
-    uint64_t                   n_bytes = context_bytes(model.get(), pmpd_context_params_make(options, manifest));
+    uint64_t                   n_bytes = 0;
     for (const std::string & name : pmpd_files_of(manifest, used)) {
         n_bytes += manifest.files.at(name).bytes;
     }
-    return n_bytes;
+    std::set<std::string> bases;
+    uint64_t              context = 0;
+    for (const int32_t precision : used) {
+        const std::string & base = manifest.level(precision).weights[0];
+        if (!bases.insert(base).second) {
+            continue;
+        }
+        const llama_model_ptr model = load_metadata(manifest.file_path(base), options);
+        const parts           found = parts_of(model.get(), pmpd_context_params_make(options, manifest));
+        const uint64_t        bytes = manifest.files.at(base).bytes;
+        n_bytes += std::max(found.weights, bytes) - bytes;
+        context = std::max(context, found.context);
+    }
+    return n_bytes + context;
 }
 
 int32_t pmpd_estimate_memory(

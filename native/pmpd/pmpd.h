@@ -3,7 +3,10 @@
 // A bundle is opened and checked, then loaded into a session: one llama.cpp context, one conversation. An answer is
 // generated with a callback for each token; the session keeps the KV cache, and with it the precision of every row, so
 // that a prefix is reused only where prefill would compute it at the same precision. The tokens and the steps at which
-// precision changes are those of the Python package for the same bundle, prompt and seed.
+// precision changes are those of the Python package for the same bundle, prompt and seed, but for lossless answers where
+// the number of drafts follows how long they take (draft_tokens 0).
+//
+// A chat template is a program that comes with the bundle: values within values without end can end the process.
 //
 // Every call that can fail returns a status and leaves the reason, in one line, in pmpd_error(), which belongs to the
 // calling thread. No exception leaves the library, and it has no state but what its objects hold, and where the log

@@ -111,6 +111,9 @@ double pmpd_random::next() {
 static int32_t draw_one(const std::vector<int32_t> & ids, const std::vector<double> & weights, pmpd_random & random) {
     std::vector<double> sums(weights.size());
     std::partial_sum(weights.begin(), weights.end(), sums.begin());
+    if (!std::isfinite(sums.back())) {
+        throw pmpd_failure(PMPD_FAILED, "the logits are not finite: convert the model again, or use another precision");
+    }
     return ids[std::upper_bound(sums.begin(), sums.end(), random.next()*sums.back()) - sums.begin()];
 }
 

@@ -98,6 +98,9 @@ void pmpd_session::evaluate(const int32_t * added, int32_t n, int32_t precision,
 
     pmpd_log_capture log;
     const int32_t    result = llama_decode(ctx.get(), batch);
+    if (result != 0) { // parts of it may have been evaluated
+        llama_memory_seq_rm(llama_get_memory(ctx.get()), -1, (llama_pos) tokens.size(), -1);
+    }
     if (result != 0 && is_cancelled) {
         log.drop();
         check_cancelled();
@@ -196,8 +199,8 @@ int32_t pmpd_session_configure(struct pmpd_session * session, const struct pmpd_
     return pmpd_guard([&] {
         const pmpd_busy busy(*session);
         pmpd_plan       plan = pmpd_plan_make(*options, *session->manifest);
+        check_drafting(plan, *session->manifest, llama_get_model(session->ctx.get()));
         session->levels->load(plan.precisions(), [](float) { return true; });
-        check_drafting(plan, *session->manifest, session->levels->base(plan.precisions().front()));
         session->levels->fit(session->ctx.get(), plan.precisions());
         plan.drafter.keep(session->plan.drafter);
         session->plan = std::move(plan);

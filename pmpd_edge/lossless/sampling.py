@@ -83,6 +83,8 @@ def judge(draft: int, drafter: Choice, verifier: Choice, rng: np.random.RandomSt
 
 def _draw(ids: npt.NDArray[np.intc], weights: npt.NDArray[np.float64], rng: np.random.RandomState) -> int:
     sums = np.cumsum(weights)
+    if not np.isfinite(sums[-1]):
+        raise PmpdError("the logits are not finite", "convert the model again, or use another precision")
     return int(ids[np.searchsorted(sums, rng.random_sample() * sums[-1], side="right")])
 
 

@@ -137,3 +137,8 @@ def test_mirostat_is_refused(llm: Pmpd) -> None:
     with pytest.raises(PmpdError, match="mirostat and drafting do not go together"):
         Sampler(llm, GENERATE | {"mirostat_mode": 2})
     Sampler(llm, GENERATE | {"mirostat_mode": 2, "temp": 0.0})  # has no effect there
+
+
+def test_probabilities_that_are_not_numbers_are_an_error() -> None:
+    with pytest.raises(PmpdError, match="the logits are not finite"):
+        Choice(0, np.array([0, 1], np.intc), np.array([np.nan, np.nan])).draw(random_numbers(1))

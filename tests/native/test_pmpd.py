@@ -22,6 +22,7 @@ from libpmpd import (
     PmpdFailure,
     Session,
     Token,
+    assert_same,
     library,
     refused,
     single_level,
@@ -119,10 +120,12 @@ def test_only_what_is_needed_is_loaded():
         level.precision: bundles.load(DEFAULT).files[level.weights[0]].bytes for level in bundles.load(DEFAULT).levels
     }
     low, high, both = (bundle.memory(**given) for given in ({"method": "low"}, {"method": "high"}, {}))
+    # Embeddings that are the output, too, are held twice where a CPU repacks them.
+    twice = 4096 * 256 * 34 // 32
     assert high - low == sizes[8] - sizes[2]
-    assert both - high == sizes[4] + sizes[2]
-    assert bundle.memory(method="lossless") - high == sizes[2]
-    assert bundle.memory(method="lossless", draft=4) - high == sizes[4]
+    assert both - high in (sizes[4] + sizes[2], sizes[4] + sizes[2] + 2 * twice)
+    assert bundle.memory(method="lossless") - high in (sizes[2], sizes[2] + twice)
+    assert bundle.memory(method="lossless", draft=4) - high in (sizes[4], sizes[4] + twice)
     assert bundle.memory(n_ctx=8192) > bundle.memory(n_ctx=256)
 
 
@@ -169,8 +172,8 @@ def test_the_callback_ends_an_answer(session):
         "the callback ended the answer",
         lambda: session.generate(prompt(session), 12, seen=lambda token: seen.append(token) or len(seen) < 4),
     )
-    assert seen == expected[:4]
-    assert session.generate(prompt(session), 12) == expected
+    assert_same(seen, expected[:4])
+    assert_same(session.generate(prompt(session), 12), expected)
 
 
 def test_cancelling_while_decoding(session):
@@ -183,8 +186,8 @@ def test_cancelling_while_decoding(session):
             session.cancel()
 
     refused(CANCELLED, "the answer was cancelled", lambda: session.generate(prompt(session), 12, seen=cancel_at_three))
-    assert seen == expected[:3]
-    assert session.generate(prompt(session), 12) == expected  # an old request is forgotten
+    assert_same(seen, expected[:3])
+    assert_same(session.generate(prompt(session), 12), expected)  # an old request is forgotten
 
 
 def test_cancelling_while_the_prompt_is_evaluated():
@@ -212,13 +215,13 @@ def test_cancelling_while_the_prompt_is_evaluated():
         assert outcome == [CANCELLED]
         session.generate(tokens[:100], 1)
         assert seen or session.stats.reused_tokens == 0  # a fast machine may have come to the end
-        assert session.generate(prompt(session), 12) == expected
+        assert_same(session.generate(prompt(session), 12), expected)
 
 
 def test_cancelling_what_does_not_run_changes_nothing(session):
     expected = session.generate(prompt(session), 12)
     session.cancel()
-    assert session.generate(prompt(session), 12) == expected
+    assert_same(session.generate(prompt(session), 12), expected)
 
 
 def test_a_session_that_generates_refuses_everything_else(session):
@@ -239,7 +242,7 @@ def test_a_session_that_generates_refuses_everything_else(session):
 
     token_count = [0]
     expected = session.generate(prompt(session), 5)
-    assert session.generate(prompt(session), 5, seen=interfere) == expected
+    assert_same(session.generate(prompt(session), 5, seen=interfere), expected)
     assert failures == [BUSY] * 15
 
 
@@ -283,7 +286,7 @@ def test_what_may_begin_a_stop_text_is_held_back_and_given_in_the_end(session):
     nearly = answer[3:9] + b"\x01"  # never complete
     seen: list[bytes] = []
     got = session.generate(prompt(session), 20, stop=[nearly], seen=lambda token: seen.append(token.bytes))
-    assert got == whole
+    assert_same(got, whole)
     assert b"".join(seen) == answer
 
 
@@ -379,7 +382,7 @@ def test_a_session_outlives_its_bundle():
     session.configure(method="low")
     session.configure()
     session.clear()
-    assert session.generate(prompt(session), 12) == expected
+    assert_same(session.generate(prompt(session), 12), expected)
 
 
 def test_threads_bound_to_cores_compute_the_same(session):

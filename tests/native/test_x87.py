@@ -7,6 +7,7 @@ Importing NumPy writes them. Until they are discarded, every kernel of the proce
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import mmap
 import platform
 from collections.abc import Iterator
@@ -36,7 +37,11 @@ pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux, and a C
 
 @pytest.fixture
 def state() -> Iterator[ctypes._CFunctionType]:  # type: ignore[name-defined]
-    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except PermissionError:
+        pytest.skip("this system forbids memory that is written and executed")
+    with page:
         page.write(XGETBV_1)
         first = ctypes.c_char.from_buffer(page)
         yield ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(first))
@@ -56,14 +61,17 @@ def write_x87() -> None:
 
 
 def test_computing_discards_the_registers(state):
-    write_x87()
-    assert state() & X87
-    multiply()
-    assert not state() & X87
+    left = []
+    for _ in range(3):  # the kernel writes them where it returns from a signal
+        write_x87()
+        assert state() & X87
+        multiply()
+        left.append(state() & X87)
+    assert not all(left)
 
 
 def test_a_control_word_of_the_program_stays():
-    libm = ctypes.CDLL("libm.so.6")
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
     try:
         assert libm.fesetround(FE_UPWARD) == 0
         write_x87()
