@@ -35,7 +35,7 @@ SUMS: tuple[Types, ...] = (
     ("Q8_0",), ("Q6_K",), ("Q5_K",), ("Q4_K",), ("Q4_0",), ("Q3_K",), ("Q2_K",), ("Q3_K", "Q1_0"), ("Q2_K", "Q1_0"),
 )  # fmt: skip
 TYPES = tuple(dict.fromkeys(type_name for types in SUMS for type_name in types))
-COUNTED = ("Q4_K", "Q3_K", "Q2_K", "Q1_0")
+COUNTED = ("Q8_0", "Q4_K", "Q3_K", "Q2_K", "Q1_0")
 MATRIX = (2048, 2048)  # columns, rows of what instructions are counted for
 LAYER = (*[(2048, 2048)] * 2, *[(2048, 256)] * 2, *[(2048, 5632)] * 2, (5632, 2048))  # columns, rows of a layer's
 FEW, MANY = 2, 10  # products, whose difference leaves out what is done once
