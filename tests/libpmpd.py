@@ -315,10 +315,10 @@ def separate_levels(folder: Path, paths: Mapping[int, Path]) -> None:
     bundles.write(made)
 
 
-def assert_same(got: list[Token], expected: list[Token]) -> None:
+def assert_same(got: list[Token], expected: list[Token], noise: float = NOISE) -> None:
     """The same answer, or up to where two tokens are as likely up to the noise of evaluating several at once."""
     for ours, theirs in zip(got, expected, strict=False):
-        assert math.log(ours.probability) == pytest.approx(math.log(theirs.probability), abs=NOISE)
+        assert math.log(ours.probability) == pytest.approx(math.log(theirs.probability), abs=noise)
         if ours.id != theirs.id:
             return
         assert (ours.precision, ours.finish, ours.bytes) == (theirs.precision, theirs.finish, theirs.bytes)

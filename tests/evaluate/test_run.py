@@ -127,7 +127,8 @@ def test_fidelity_and_speed_come_with_it(done):
     assert high["kl"]["value"] < 1e-3 and high["top1"]["value"] > 0.99
     assert low["kl"]["value"] > four["kl"]["value"] > high["kl"]["value"]
     assert 0 < pmpd["steps_after"] < pmpd["steps"] == low["steps"]
-    assert pmpd["kl"]["value"] < pmpd["kl_after"]["value"] < low["kl_after"]["value"]
+    # After the switch it computes as `low` does: of so few sentences, either may be ahead.
+    assert pmpd["kl"]["value"] < min(pmpd["kl_after"]["value"], low["kl"]["value"])
     for method in found["methods"]:
         assert method["timing"]["decode_tokens_per_second"] > 0 < method["timing"]["first_token_seconds"]
 

@@ -121,11 +121,11 @@ def test_only_what_is_needed_is_loaded():
     }
     low, high, both = (bundle.memory(**given) for given in ({"method": "low"}, {"method": "high"}, {}))
     # Embeddings that are the output, too, are held twice where a CPU repacks them.
-    twice = 4096 * 256 * 34 // 32
+    embeddings = 4096 * 256 * 34 // 32
     assert high - low == sizes[8] - sizes[2]
-    assert both - high in (sizes[4] + sizes[2], sizes[4] + sizes[2] + 2 * twice)
-    assert bundle.memory(method="lossless") - high in (sizes[2], sizes[2] + twice)
-    assert bundle.memory(method="lossless", draft=4) - high in (sizes[4], sizes[4] + twice)
+    assert 0 <= both - high - sizes[4] - sizes[2] <= 2 * embeddings
+    assert 0 <= bundle.memory(method="lossless") - high - sizes[2] <= embeddings
+    assert 0 <= bundle.memory(method="lossless", draft=4) - high - sizes[4] <= embeddings
     assert bundle.memory(n_ctx=8192) > bundle.memory(n_ctx=256)
 
 
