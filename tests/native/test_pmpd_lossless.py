@@ -97,7 +97,7 @@ def test_a_schedule_says_at_which_level_each_token_is_verified(session, schedule
     session.configure(method="lossless", draft_tokens=4, scheduler=scheduler)
     for text in SENTENCES:
         found = answer(session, prompt(session, text))
-        # llama.cpp rounds the activations of 4 rows of Q4_K in another way than those of one: logits move by up to 0.25.
+        # llama.cpp rounds the activations of 4 rows of Q4_K otherwise than those of one: logits move by up to 0.25.
         assert_same(found, answer(scheduled, prompt(session, text)), noise=0.3)
         assert not any(token.drafted for token in found if token.precision == 2), "drafts of the same level"
 
