@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from inspect import signature
 from time import perf_counter
@@ -28,6 +27,7 @@ from pmpd_edge.abort import Abort
 from pmpd_edge.cpu import default_threads
 from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.levels import Levels
+from pmpd_edge.lossless import sampling
 from pmpd_edge.lossless.drafter import AUTO, Drafter
 from pmpd_edge.lossless.rounds import LAST, Rounds
 from pmpd_edge.schedule import METHODS, Scheduler
@@ -249,14 +249,17 @@ class Pmpd(llama_cpp.Llama):
         tokens = list(tokens)
         bound = signature(super().generate).bind(tokens, *args, **kwargs)
         bound.apply_defaults()
-        run = self._start(tokens, reset=bound.arguments["reset"])
         if self.method == "lossless":
+            sampling.check(bound.arguments)  # whether or not this device makes drafts
+        run = self._start(tokens, reset=bound.arguments["reset"])
+        drafts = self.method == "lossless" and self._drafter.may_draft(self._scheduler.precisions)
+        if drafts:
             rounds = Rounds(self, bound.arguments, run.scheduler, self._drafter, run.stats)
             inner = rounds.tokens(tokens[self.n_tokens if run.reset else 0 :])
         else:
             inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
-        with closing(inner):
+        try:
             while True:
                 self._run = run  # only while this runs: what the caller evaluates in between is no part of it
                 is_first, start = not run.stats.precisions, perf_counter()
@@ -268,6 +271,10 @@ class Pmpd(llama_cpp.Llama):
                     self._run = None
                     run.stats.add_seconds(perf_counter() - start, is_first)
                 sent = yield token
+        finally:
+            inner.close()
+            if self.method == "lossless" and not drafts:
+                self._drafter.record_steps(run.stats)
 
     def _start(self, tokens: list[int], reset: bool) -> _Run:
         self._abort.clear()

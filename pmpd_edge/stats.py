@@ -40,8 +40,8 @@ class DraftingStats:
 
     Attributes:
         precision: of the drafts.
-        rounds: verifications and steps without drafts, in their order.
-        kept: of every sampled token, the first (prefill's) included, whether it had been drafted.
+        rounds: verifications and steps without drafts, in their order; none where no draft could have paid.
+        kept: of every sampled token, the first (prefill's) included, whether it had been drafted; empty without rounds.
     """
 
     precision: int
@@ -61,7 +61,7 @@ class DraftingStats:
         return sum(found) / len(found) if found else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The statistics for programs; `draft_tokens` are the drafts of each round, 0 for a step without."""
+        """The statistics for programs; `draft_tokens` are the drafts of each of its `rounds`."""
         return {
             "precision": self.precision,
             "drafted": sum(done.drafted for done in self.rounds),
@@ -113,7 +113,7 @@ class GenerationStats:
 
     def is_drafted(self, index: int) -> bool:
         """Whether a sampled token had been drafted."""
-        return self.drafting is not None and self.drafting.kept[index]
+        return self.drafting is not None and index < len(self.drafting.kept) and self.drafting.kept[index]
 
     @property
     def decode_precisions(self) -> list[int]:

@@ -9,10 +9,10 @@ from pmpd_edge import native
 from pmpd_edge.errors import PmpdError
 from pmpd_edge.lossless import costs
 from pmpd_edge.lossless.planner import Planner
+from pmpd_edge.stats import GenerationStats, Round
 
 if TYPE_CHECKING:
     from pmpd_edge.runner import Pmpd
-    from pmpd_edge.stats import Round
 
 AUTO = "auto"
 
@@ -61,6 +61,11 @@ class Drafter:
                 if found:
                     self._planners[pair] = Planner(found)
 
+    def may_draft(self, verifiers: Iterable[int]) -> bool:
+        """Whether an answer may have drafts at all: for `auto`, whether any could pay."""
+        planners = [self._planners.get((self.precision, verifier)) for verifier in verifiers if verifier > self.precision]
+        return any(self.draft_tokens != AUTO or (planner and planner.can_pay) for planner in planners)
+
     def count(self, verifier: int) -> int:
         """The number of tokens to draft now; 0 where the verifier is no better, or nothing is known of it."""
         if verifier <= self.precision:
@@ -75,6 +80,12 @@ class Drafter:
         planner = self._planners.get((self.precision, verifier))
         if planner and self.draft_tokens == AUTO:
             planner.record(done)
+
+    def record_steps(self, stats: GenerationStats) -> None:
+        """Learn from an answer that could have no drafts: its steps may turn out slower than they were measured."""
+        steps = stats.decode_precisions
+        if len(set(steps)) == 1:
+            self.record(steps[0], Round(0, tokens=1, verifying_seconds=stats.decode_seconds / len(steps)))
 
     def forecast(self, verifier: int) -> str:
         """What drafting for a verifier promises on this device; empty where nothing was measured."""

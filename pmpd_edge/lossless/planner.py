@@ -59,10 +59,18 @@ class Costs:
         seconds = self.begin + drafts * self.draft + self.verify[drafts]
         return expected_tokens(drafts, acceptance) * self.step / seconds
 
+    def fastest(self, acceptance: float) -> int:
+        """The number of drafts, one at least, that gains most; how long a step takes makes no difference to it."""
+        return max(range(1, self.most + 1), key=lambda drafts: self.gain(drafts, acceptance))
+
+    def pays(self, drafts: int, acceptance: float) -> bool:
+        """Whether so many drafts gain enough."""
+        return self.gain(drafts, acceptance) >= LEAST_GAIN
+
     def best(self, acceptance: float) -> int:
         """The number of drafts that gains most; 0 where none gains enough."""
-        best = max(range(1, self.most + 1), key=lambda drafts: self.gain(drafts, acceptance))
-        return best if self.gain(best, acceptance) >= LEAST_GAIN else 0
+        fastest = self.fastest(acceptance)
+        return fastest if self.pays(fastest, acceptance) else 0
 
     def break_even(self) -> float | None:
         """The smallest share of drafts that must stand for drafting to pay; None where not even all are enough."""
@@ -94,9 +102,14 @@ class Planner:
     Time that drafting loses against steps without drafts is kept account of: beyond `MOST_LOSS` of what the steps
     would have taken, and the first `GRACE` steps, no more is risked until it is made good.
 
+    Attributes:
+        can_pay: whether drafts would pay if all of them stood.
+
     Args:
         costs: as measured before.
     """
+
+    can_pay: bool
 
     def __init__(self, costs: Costs) -> None:
         self.costs = costs
@@ -104,8 +117,8 @@ class Planner:
         self._kept = _ACCEPTANCE * _TRIALS
         self._lost = self._plain = 0.0  # seconds: against steps without drafts, and what those would have taken
         self._since_probe = 0
-        self._best = costs.best(self.acceptance)
-        self._can_pay = costs.best(1) > 0
+        self._compare()
+        self._decide()
 
     @property
     def acceptance(self) -> float:
@@ -117,7 +130,7 @@ class Planner:
         if self._lost > MOST_LOSS * self._plain + GRACE * self.costs.step:
             return 0
         if self._since_probe >= PROBE_EVERY:
-            return 0 if self._best else int(self._can_pay)
+            return 0 if self._best else int(self.can_pay)
         return self._best
 
     def record(self, done: Round) -> None:
@@ -131,8 +144,16 @@ class Planner:
             judged = done.kept + done.rejected
             self._trials = _MEMORY**judged * self._trials + judged
             self._kept = _MEMORY**judged * self._kept + done.kept
-        self._best = self.costs.best(self.acceptance)
-        self._can_pay = self.costs.best(1) > 0
+            self._compare()
+        self._decide()
+
+    def _compare(self) -> None:
+        """After drafts only: steps without are many and short, and change nothing here."""
+        self._fastest, self._fastest_at_most = self.costs.fastest(self.acceptance), self.costs.fastest(1)
+
+    def _decide(self) -> None:
+        self._best = self._fastest if self.costs.pays(self._fastest, self.acceptance) else 0
+        self.can_pay = self.costs.pays(self._fastest_at_most, 1)
 
     def forecast(self, draft: int, verifier: int) -> str:
         """What is to be expected of drafting on this device, in a sentence.

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pmpd_edge import native
 from pmpd_edge.lossless.drafter import Drafter
@@ -58,8 +61,11 @@ class Rounds:
         self._drafter = drafter
         self._stopping_criteria = options["stopping_criteria"]
         self._sampler = Sampler(llm, options)
-        self._rng = random_numbers(llm._seed)
         self._precision: int | None = None  # of the next token, where the scheduler has been asked already
+
+    @cached_property
+    def _rng(self) -> np.random.RandomState:
+        return random_numbers(self._llm._seed)
 
     def tokens(self, prompt: Sequence[int]) -> Generator[int, Any, None]:
         """The answer's tokens; `prompt` is what is not evaluated yet.
@@ -90,7 +96,10 @@ class Rounds:
         """
         llm = self._llm
         precision = self._next_precision()
-        drafts, done = self._draft(token, self._room(precision))
+        count = self._room(precision)
+        if not count:
+            return (yield from self._step(token, precision))
+        drafts, done = self._draft(token, count)
         goes_on = True
         try:
             first = self._verify(token, drafts, precision, done)
@@ -112,6 +121,18 @@ class Rounds:
             if done.tokens:  # else it has failed
                 self._drafter.record(precision, done)
 
+    def _step(self, token: int, precision: int) -> Generator[int, Any, tuple[int, bool]]:
+        """A round without drafts: what the verifier alone would do, and as little more as can be, as it is short."""
+        llm, start = self._llm, perf_counter()
+        if precision != llm.precision:
+            llm.set_precision(precision)
+        llm._eval([token])
+        token = self._sampler.sample()
+        done = Round(0, tokens=1, verifying_seconds=perf_counter() - start)
+        self._drafting.rounds.append(done)
+        self._drafter.record(precision, done)
+        return token, (yield from self._give(token, kept=False))
+
     def _next_precision(self) -> int:
         asked, self._precision = self._precision, None
         return self._scheduler.next(len(self._stats.precisions), self._llm) if asked is None else asked
@@ -124,9 +145,8 @@ class Rounds:
 
     def _room(self, precision: int) -> int:
         """The number of tokens to draft, as far as the context and one evaluation have room for them."""
-        llm = self._llm
-        room = min(llm.n_ctx() - llm.n_tokens, llm.n_batch) - 1
-        return max(min(self._drafter.count(precision), room), 0)
+        llm, count = self._llm, self._drafter.count(precision)
+        return count and max(min(count, llm.n_ctx() - llm.n_tokens - 1, llm.n_batch - 1), 0)
 
     def _draft(self, token: int, count: int) -> tuple[list[_Draft], Round]:
         """Go on at the low level, and take it back; ends early where the answer would."""

@@ -88,6 +88,16 @@ def _draw(ids: npt.NDArray[np.intc], weights: npt.NDArray[np.float64], rng: np.r
     return int(ids[np.searchsorted(sums, rng.random_sample() * sums[-1], side="right")])
 
 
+def check(options: Mapping[str, Any]) -> None:
+    """Refuse options of `llama_cpp.Llama.generate` with which nothing can be drafted.
+
+    Raises:
+        PmpdError: mirostat was asked for: it changes with every token that it looks at, kept or not.
+    """
+    if options["mirostat_mode"] and options["temp"] > 0:
+        raise PmpdError("mirostat and drafting do not go together", "leave mirostat out, or choose another method")
+
+
 class Sampler:
     """A llama_cpp sampler chain of one answer, which can be forked to look ahead.
 
@@ -97,14 +107,9 @@ class Sampler:
     Args:
         llm: what it samples from.
         options: of `llama_cpp.Llama.generate`, all of them that concern sampling.
-
-    Raises:
-        PmpdError: mirostat was asked for: it changes with every token that it looks at, kept or not.
     """
 
     def __init__(self, llm: Pmpd, options: Mapping[str, Any]) -> None:
-        if options["mirostat_mode"] and options["temp"] > 0:
-            raise PmpdError("mirostat and drafting do not go together", "leave mirostat out, or choose another method")
         self._llm, self._library = llm, native.load()
         kinds = signature(llm._init_sampler).parameters.keys() & options.keys()
         self._chain = llm._init_sampler(**{name: options[name] for name in kinds - {"logits_processor"}})

@@ -12,7 +12,7 @@ from talk import SENTENCES, prompt
 
 from pmpd_edge import Pmpd
 from pmpd_edge.errors import PmpdError
-from pmpd_edge.lossless.sampling import Choice, Sampler, judge, random_numbers
+from pmpd_edge.lossless.sampling import Choice, Sampler, check, judge, random_numbers
 
 
 def choice(*probabilities: float) -> Choice:
@@ -133,10 +133,10 @@ def test_processors_see_the_tokens_and_change_no_logits(llm: Pmpd) -> None:
     np.testing.assert_array_equal(logits, before)
 
 
-def test_mirostat_is_refused(llm: Pmpd) -> None:
+def test_mirostat_is_refused() -> None:
     with pytest.raises(PmpdError, match="mirostat and drafting do not go together"):
-        Sampler(llm, GENERATE | {"mirostat_mode": 2})
-    Sampler(llm, GENERATE | {"mirostat_mode": 2, "temp": 0.0})  # has no effect there
+        check(GENERATE | {"mirostat_mode": 2})
+    check(GENERATE | {"mirostat_mode": 2, "temp": 0.0})  # has no effect there
 
 
 def test_probabilities_that_are_not_numbers_are_an_error() -> None:
