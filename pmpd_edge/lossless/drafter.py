@@ -63,8 +63,10 @@ class Drafter:
 
     def may_draft(self, verifiers: Iterable[int]) -> bool:
         """Whether an answer may have drafts at all: for `auto`, whether any could pay."""
-        planners = [self._planners.get((self.precision, verifier)) for verifier in verifiers if verifier > self.precision]
-        return any(self.draft_tokens != AUTO or (planner and planner.can_pay) for planner in planners)
+        pairs = [(self.precision, verifier) for verifier in verifiers if verifier > self.precision]
+        if self.draft_tokens != AUTO:
+            return bool(pairs)
+        return any(pair in self._planners and self._planners[pair].can_pay for pair in pairs)
 
     def count(self, verifier: int) -> int:
         """The number of tokens to draft now; 0 where the verifier is no better, or nothing is known of it."""

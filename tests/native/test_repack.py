@@ -15,22 +15,20 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
+from operators import F32, I32, Floats, Inputs, compute, error
 
 from pmpd_edge import bundle, device, gguf_info, native
 from pmpd_edge.bench import ggml
 from pmpd_edge.bench.ggml import Backend, InitParams
 from pmpd_edge.bench.matvec import row_bytes
 
-F32, I32 = 0, 26  # enum ggml_type
 SCALES = {"Q8_0": (0,), "Q3_K": (108,), "Q2_K": (80, 82), "Q1_0": (0,)}  # where a block has its float16 scales
 SUB_SCALES = {"Q3_K": slice(96, 108), "Q2_K": slice(16)}  # and those of its sub-blocks
 REPACKED = "CPU_REPACK"
 ROUNDING = 3e-6  # relative: sums of floats in another order
 SHAPES = [(256, 8), (512, 24), (2048, 16), (2304, 264)]  # columns, rows
 
-Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-Inputs = list[tuple[int, npt.NDArray[np.generic]]]  # tensors and what they hold
 
 
 @dataclass(frozen=True)
@@ -88,33 +86,6 @@ def product(case: Case, buffer: str, n_threads: int = 1) -> Floats:
     return compute(build, buffer, n_threads, (batch, rows))
 
 
-def compute(
-    build: Callable[[int, int], tuple[int, Inputs]], buffer: str, n_threads: int, shape: tuple[int, ...]
-) -> Floats:
-    """The tensor that `build` makes in two contexts: one for weights, which lie in a kind of buffer, and the rest."""
-    functions = ggml.functions()
-    with Backend(ggml.find_device("cpu"), n_threads) as backend:
-        kinds = {functions.backend_buft_name(kind).decode(): kind for kind in backend.weight_buffer_types()}
-        weights, rest = (functions.init(InitParams(1 << 20, None, True)) for _ in range(2))
-        out, inputs = build(weights, rest)
-        allocated = [
-            functions.backend_alloc_ctx_tensors_from_buft(weights, kinds[buffer]),
-            functions.backend_alloc_ctx_tensors_from_buft(rest, backend.buffer_type),
-        ]
-        for tensor, data in inputs:
-            functions.backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
-        graph = functions.new_graph_custom(rest, 8, False)
-        functions.build_forward_expand(graph, out)
-        assert functions.backend_graph_compute(backend.pointer, graph) == 0
-        result = np.full(shape, np.nan, np.float32)
-        functions.backend_tensor_get(out, result.ctypes.data, 0, result.nbytes)
-        for each in allocated:
-            functions.backend_buffer_free(each)
-        for context in (weights, rest):
-            functions.free(context)
-    return result
-
-
 def can_repack(type_name: str, columns: int, rows: int) -> bool:
     """Whether the CPU would multiply such a matrix in a repacked buffer, as llama.cpp asks it."""
     functions = ggml.functions()
@@ -130,11 +101,6 @@ def can_repack(type_name: str, columns: int, rows: int) -> bool:
         functions.backend_buffer_free(buffer)
         functions.free(context)
         return answer
-
-
-def error(value: Floats, expected: Floats) -> float:
-    """Relative; absolute where 0 is expected."""
-    return float(np.linalg.norm(value - expected) / (np.linalg.norm(expected) or 1))
 
 
 @pytest.fixture(params=SCALES)
