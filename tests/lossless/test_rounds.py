@@ -538,9 +538,10 @@ def _sequences(
     def choose(sequence: tuple[int, ...]) -> Choice:
         llm.reset()
         llm.set_precision(precision)
-        llm.eval(tokens + list(sequence))
+        llm.eval(tokens)
         sampler = Sampler(llm, GENERATE | sampling)
-        for token in sequence:
+        for token in sequence:  # one by one, as it is generated: longer evaluations have other last bits
+            llm.eval([token])
             sampler.accept(token)
         return sampler.choose()
 
