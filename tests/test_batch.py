@@ -77,7 +77,7 @@ def test_equals_one_by_one(llm, default, spec, parallel):
     if parallel == 1:
         assert noise == 0 and not doubtful, "one sequence is evaluated as Pmpd does"
     assert all(gap <= 2 * noise for gap in doubtful)
-    assert len(doubtful) <= 1 and noise < 0.5
+    assert len(set(doubtful)) <= 1 and noise < 0.5  # a sentence that comes three times may part three times
 
 
 def test_the_same_again_and_in_another_order(default):
