@@ -29,7 +29,7 @@ from pmpd_edge.errors import BundleError, Cancelled, ContextFullError, PmpdError
 from pmpd_edge.levels import Levels
 from pmpd_edge.lossless import sampling
 from pmpd_edge.lossless.drafter import AUTO, Drafter
-from pmpd_edge.lossless.rounds import LAST, Rounds
+from pmpd_edge.lossless.rounds import Rounds
 from pmpd_edge.schedule import METHODS, Scheduler
 from pmpd_edge.schedule.fixed import FixedScheduler
 from pmpd_edge.schedule.spec import make_scheduler
@@ -42,6 +42,7 @@ from llama_cpp.llama_chat_format import Llava15ChatHandler  # noqa: E402
 
 DEFAULT_CTX = 4096
 CTX_MULTIPLE = 256  # llama.cpp rounds up to it; llama_cpp's own arrays have the size that was asked for
+LAST = -1  # row of an evaluation
 UNKNOWN = 0  # kv_precision of a row that something else than this runner computed
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pmpd_edge.runner import Pmpd
     from pmpd_edge.schedule import Scheduler
 
-LAST = -1  # row of an evaluation
-
 
 @dataclass(frozen=True)
 class _Draft:
@@ -108,7 +106,7 @@ class Rounds:
                 if i and not self._asks_for(precision):
                     break
                 draft = drafts[i] if i < len(drafts) else None
-                at = first + i, i if drafts else LAST
+                at = first + i, i
                 llm._show(*at)
                 token = self._judge(draft, done)
                 done.tokens += 1
@@ -149,10 +147,8 @@ class Rounds:
         return count and max(min(count, llm.n_ctx() - llm.n_tokens - 1, llm.n_batch - 1), 0)
 
     def _draft(self, token: int, count: int) -> tuple[list[_Draft], Round]:
-        """Go on at the low level, and take it back; ends early where the answer would."""
+        """Go on at the low level by a token or more, and take it back; ends early where the answer would."""
         llm, drafts, done = self._llm, list[_Draft](), Round(0)
-        if not count:
-            return drafts, done
         start, sampler, n_tokens = perf_counter(), self._sampler.fork(), llm.n_tokens
         try:
             llm.set_precision(self._drafter.precision)
@@ -180,13 +176,13 @@ class Rounds:
         if precision != llm.precision:
             llm.set_precision(precision)
         rows = [draft.token for draft in drafts[: self._rows(drafts) - 1]]
-        llm._eval([token, *rows], all_logits=bool(drafts))
+        llm._eval([token, *rows], all_logits=True)
         done.verifying_seconds += perf_counter() - start
         return llm.n_tokens - len(rows)
 
     def _rows(self, drafts: Sequence[_Draft]) -> int:
         """Rows whose logits are of use: none after a token that ends the answer."""
-        return len(drafts) + (not drafts or not self._ends(drafts[-1].token))
+        return len(drafts) + (not self._ends(drafts[-1].token))
 
     def _judge(self, draft: _Draft | None, done: Round) -> int:
         """The verifier's next token: the draft, or its own."""
