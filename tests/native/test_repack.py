@@ -22,8 +22,22 @@ from pmpd_edge.bench import ggml
 from pmpd_edge.bench.ggml import Backend, InitParams
 from pmpd_edge.bench.matvec import row_bytes
 
-SCALES = {"Q8_0": (0,), "Q4_K": (0, 2), "Q3_K": (108,), "Q2_K": (80, 82), "Q1_0": (0,)}  # float16, byte of a block
-SUB_SCALES = {"Q4_K": slice(4, 16), "Q3_K": slice(96, 108), "Q2_K": slice(16)}  # of sub-blocks, packed
+SCALES = {  # where a block has float16 scales
+    "Q8_0": (0,),
+    "Q6_K": (208,),
+    "Q5_K": (0, 2),
+    "Q4_K": (0, 2),
+    "Q3_K": (108,),
+    "Q2_K": (80, 82),
+    "Q1_0": (0,),
+}
+SUB_SCALES = {  # and those of its sub-blocks
+    "Q6_K": slice(192, 208),
+    "Q5_K": slice(4, 16),
+    "Q4_K": slice(4, 16),
+    "Q3_K": slice(96, 108),
+    "Q2_K": slice(16),
+}
 REPACKED = "CPU_REPACK"
 ROUNDING = 3e-6  # relative: sums of floats in another order
 SHAPES = [(256, 8), (512, 24), (2048, 16), (2304, 264)]  # columns, rows
@@ -135,7 +149,7 @@ def has_our_kernels(type_name: str) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     if "avx2" in flags:  # upstream repacks Q4_K and Q2_K for AVX-512
-        return "avx512f" not in flags or (type_name != "Q4_K" and (type_name != "Q2_K" or "avx512_vnni" in flags))
+        return type_name not in ("Q4_K", "Q2_K") or "avx512f" not in flags or "avx512_vnni" in flags
     return type_name in ("Q3_K", "Q2_K")
 
 
