@@ -35,10 +35,11 @@ SUMS: tuple[Types, ...] = (
     ("Q8_0",), ("Q6_K",), ("Q5_K",), ("Q4_K",), ("Q4_0",), ("Q3_K",), ("Q2_K",), ("Q3_K", "Q1_0"), ("Q2_K", "Q1_0"),
 )  # fmt: skip
 TYPES = tuple(dict.fromkeys(type_name for types in SUMS for type_name in types))
-COUNTED = ("Q8_0", "Q4_K", "Q3_K", "Q2_K", "Q1_0")
+COUNTED = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q1_0")
 MATRIX = (2048, 2048)  # columns, rows of what instructions are counted for
 LAYER = (*[(2048, 2048)] * 2, *[(2048, 256)] * 2, *[(2048, 5632)] * 2, (5632, 2048))  # columns, rows of a layer's
-FEW, MANY = 2, 10  # products, whose difference leaves out what is done once
+COMPUTE = "ggml_graph_compute"  # whose instructions are counted, and nothing of Python's
+COUNTED_PRODUCTS = 4
 REPETITIONS = 10  # of bandwidth and of products
 BEFORE, AFTER = "before", "after"
 
@@ -104,18 +105,16 @@ def multiply(type_name: str, products: int) -> None:
 
 def instructions(library: Path, type_name: str) -> float:
     """Instructions per weight of a matrix-vector product, with all that ggml does around it."""
-
-    def total(products: int) -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out"
-            valgrind = ("valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}")
-            child(library, "--products", type_name, str(products), under=valgrind)
-            counted = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
-            assert counted, "callgrind writes its sum"
-            return int(counted[1])
-
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        valgrind = ("valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}")
+        child(library, "--products", type_name, str(COUNTED_PRODUCTS), under=valgrind)
+        annotate = ("callgrind_annotate", "--inclusive=yes", "--threshold=100", out)
+        listing = subprocess.run(annotate, stdout=subprocess.PIPE, text=True, check=True).stdout
+    counted = re.search(rf"^ *([\d,]+) .*:{COMPUTE} ", listing, re.MULTILINE)
+    assert counted, "callgrind knows the functions that a library exports"
     columns, rows = MATRIX
-    return (total(MANY) - total(FEW)) / (MANY - FEW) / columns / rows
+    return int(counted[1].replace(",", "")) / COUNTED_PRODUCTS / columns / rows
 
 
 def speed_table(store: Store, figures: dict[str, Figures], limit: float) -> None:
