@@ -40,7 +40,7 @@ SUB_SCALES = {  # and those of its sub-blocks
 }
 REPACKED = "CPU_REPACK"
 ROUNDING = 3e-6  # relative: sums of floats in another order
-SHAPES = [(256, 8), (512, 24), (2048, 16), (2304, 264)]  # columns, rows
+SHAPES = [(256, 8), (512, 24), (2048, 16), (2304, 264), (2304, 288)]  # columns, rows: of 8, 16 and 32 at once
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -157,7 +157,7 @@ def test_a_rows_numbers_do_not_depend_on_the_batch(type_name: str) -> None:
     """Lossless decoding verifies rows together that decoding evaluates one by one."""
     if not has_our_kernels(type_name):
         pytest.skip(f"upstream's kernels for {type_name} may sum the rows of larger batches in another order")
-    matrix, x = quantized(type_name, 2304, 272, seed=1), normal(2304, 32)
+    matrix, x = quantized(type_name, 2304, 288, seed=1), normal(2304, 32)
     expected = np.concatenate([product(Case(type_name, matrix, row), REPACKED) for row in np.split(x, 32)])
     for batch in (*range(2, 10), 32):
         assert np.array_equal(product(Case(type_name, matrix, x[:batch]), REPACKED), expected[:batch]), batch
@@ -177,7 +177,7 @@ def test_no_codes_scales_or_activations_overflow(
 def test_the_largest_codes_and_scales_do_not_overflow(type_name: str, codes: int, sub_scales: int) -> None:
     """Q3_K's scale of -32 is stored as zeros: with the largest code it makes the largest sum. Q8_0's code of -128 is
     one that quantising does not give."""
-    matrix = random_bits(type_name, 512, 16, seed=0)
+    matrix = random_bits(type_name, 512, 32, seed=0)
     n_bytes = gguf_info.TYPES[type_name][2]
     blocks = matrix.reshape(-1, n_bytes)
     kept = [byte for at in SCALES[type_name] for byte in (at, at + 1)]
@@ -191,7 +191,7 @@ def test_the_largest_codes_and_scales_do_not_overflow(type_name: str, codes: int
 @pytest.mark.parametrize("n_threads", [2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 6])
 def test_any_number_of_threads_gives_the_same_numbers(type_name: str, batch: int, n_threads: int) -> None:
-    for rows in (16, 32, 272):
+    for rows in (16, 32, 272, 288):
         case = Case(type_name, quantized(type_name, 512, rows, seed=3), normal(512, batch))
         assert np.array_equal(product(case, REPACKED, n_threads), product(case, REPACKED))
 
