@@ -13,6 +13,10 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # Python (-m) kills itself with SIGINT at its end, whatever the exit status is, if Ctrl-C hit it while it
+        # evaluated a string, as imports of dataclasses do, even where it was caught; the next such evaluation forgets.
+        exec("")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,13 @@ def test_ctrl_c_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.output, result.exit_code) == ("", 130)
 
 
+def test_ctrl_c_while_a_string_is_evaluated_ends_with_130_as_well(tmp_path: Path) -> None:
+    (tmp_path / "interrupting.py").write_text("exec('raise KeyboardInterrupt')\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pmpd_edge", "chat", "--prompt", "Ein Hund.", "--scheduler", "interrupting:Any"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 130)
+
+
 def test_a_reader_that_goes_away_ends_the_program_quietly(tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "m")
     reader, writer = os.pipe()
