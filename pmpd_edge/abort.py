@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from pmpd_edge import native
+from pmpd_edge.interrupts import kept_interrupts
 
 
 class Abort:
@@ -39,31 +38,11 @@ class Abort:
         """Let requests, Ctrl-C and SIGTERM reach evaluations of `ctx`; what their handlers raise is raised at the end.
 
         The library asks the callback at every operation of the graph: too often for decode steps, which are short
-        anyway. A handler runs inside the callback, where an exception would be lost, so it is kept until then.
+        anyway.
         """
-        raised: list[BaseException] = []
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def keep(number: int, frame: FrameType | None) -> None:
-            handler = handlers[signal.Signals(number)]
-            assert callable(handler)
+        with kept_interrupts(self.request):
+            self._llama_cpp.llama_set_abort_callback(ctx, self._callback, None)
             try:
-                handler(number, frame)
-            except BaseException as interrupt:
-                raised.append(interrupt)
-                self.request()
-
-        guarded = {number: handler for number, handler in handlers.items() if callable(handler)}
-        if threading.current_thread() is not threading.main_thread():
-            guarded = {}
-        for number in guarded:
-            signal.signal(number, keep)
-        self._llama_cpp.llama_set_abort_callback(ctx, self._callback, None)
-        try:
-            yield
-        finally:
-            self._llama_cpp.llama_set_abort_callback(ctx, self._llama_cpp.ggml_abort_callback(), None)
-            for number, handler in guarded.items():
-                signal.signal(number, handler)
-            if raised:
-                raise raised[0] from None
+                yield
+            finally:
+                self._llama_cpp.llama_set_abort_callback(ctx, self._llama_cpp.ggml_abort_callback(), None)

@@ -138,7 +138,7 @@ class Batch:
         name = bundle.levels[0].weights[0]
         bundle.check_tokenizer(name)
         self._model = load_model(os.fspath(bundle.path / name), model_params)
-        with native.captured_log() as log:
+        with native.loading_log() as log:
             try:
                 self._context = internals.LlamaContext(model=self._model, params=self._params(n_threads))
             except ValueError as error:

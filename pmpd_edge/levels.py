@@ -48,8 +48,9 @@ class Levels:
             NativeError: its weights do not match the context's.
         """
         for precision in sorted({*precisions} - self._fitting, reverse=True):
-            self._set(self._load(precision))
-            self._set(self._current)
+            with native.loading_log():
+                self._set(self._load(precision))
+                self._set(self._current)
             self._fitting.add(precision)
 
     def put(self, precision: int) -> None:
@@ -84,7 +85,7 @@ class Levels:
 
 def load_model(path: str, params: Any) -> internals.LlamaModel:
     """Load a GGUF file; raises BundleError with the library's reason."""
-    with native.captured_log() as log:
+    with native.loading_log() as log:
         try:
             return internals.LlamaModel(path_model=path, params=params, verbose=True)
         except ValueError as error:

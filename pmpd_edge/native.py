@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pmpd_edge.errors import NativeError
+from pmpd_edge.interrupts import kept_interrupts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,6 +185,14 @@ def _install_log(llama_cpp: ModuleType) -> None:
 
     llama_cpp.llama_log_set(log, None)
     _logger.llama_log_callback = log  # keeps it alive
+
+
+@contextmanager
+def loading_log() -> Iterator[Log]:
+    """`captured_log` while models are loaded, which logs much: Ctrl-C, likely to be heard in the log's callback, is
+    raised at the end."""
+    with kept_interrupts(), captured_log() as log:
+        yield log
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class Pmpd(llama_cpp.Llama):
         name = self.bundle.levels[0].weights[0]
         path = self.bundle.path / name
         self.bundle.check_tokenizer(name)
-        with native.captured_log() as log:
+        with native.loading_log() as log:
             try:
                 super().__init__(
                     str(path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -269,6 +270,39 @@ def test_a_running_prefill_stops(slow_bundle, how):
     assert time.perf_counter() - start < seconds * 0.7
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert answer(llm, tokens, 4) == whole, "nothing of the stopped prefill is left"
+
+
+@pytest.mark.parametrize("file", ["translator-7m-q8.gguf", "translator-7m-q4.gguf"])
+def test_ctrl_c_while_a_file_is_loaded_is_not_lost_in_the_log(monkeypatch, file):
+    """Python runs the handler in the log's callback, and ctypes drops what a callback raises."""
+    from llama_cpp import _logger
+
+    armed = False
+
+    class Interrupting:
+        def setLevel(self, level: int) -> None:
+            pass
+
+        @property
+        def level(self) -> int:
+            """The callback asks for it at every message."""
+            nonlocal armed
+            if armed:
+                armed = False
+                signal.raise_signal(signal.SIGINT)
+            return logging.ERROR
+
+    def check_tokenizer(_: bundle.Bundle, name: str) -> None:
+        """Called before a file is loaded."""
+        nonlocal armed
+        armed = name == file
+
+    monkeypatch.setattr(_logger, "logger", Interrupting())
+    monkeypatch.setattr(bundle.Bundle, "check_tokenizer", check_tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        Pmpd()
+    assert not armed
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_closing_frees_the_weights(slow_bundle):

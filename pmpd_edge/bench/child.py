@@ -115,7 +115,7 @@ def _alone(bundle: Bundle, place: Place, precision: int, prompt: int, n_ctx: int
         _read_through(path)
     free = _free_on_gpus()
     start = perf_counter()
-    with native.captured_log() as log:
+    with native.loading_log() as log:
         try:
             llm = llama_cpp.Llama(str(base), n_ctx=n_ctx, **place.options())
         except ValueError as error:

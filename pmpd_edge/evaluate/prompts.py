@@ -21,7 +21,7 @@ Progress = Callable[[str, float], None]
 def vocabulary(bundle: Bundle) -> Any:
     """The tokenizer and the chat template of a bundle as a `llama_cpp.Llama` without weights; close it after use."""
     path = bundle.paths(bundle.levels[-1])[0]
-    with native.captured_log():
+    with native.loading_log():
         return llama_cpp.Llama(os.fspath(path), vocab_only=True, verbose=False)
 
 
