@@ -4,7 +4,8 @@
     python scripts/bench_kernels.py --before LIB --work DIR > docs/benchmarks/kernels.md
 
 LIB holds the libraries built without those patches (native/README.md). Both libraries run by turns, in processes of
-their own, on a random 1.1 B Llama whose files are made in DIR and kept. Run it alone: what else runs only ever slows
+their own, on random Llamas whose files are made in DIR and kept: one of 1.1 B, and one with the shape of Qwen2.5-0.5B,
+whose rows 256 does not divide, so that K types fall back to others. Run it alone: what else runs only ever slows
 both down, so that the best of all turns counts. Products hold four times the last cache, or 512 MiB, of each type at
 once. With --instructions, valgrind counts what products of one matrix execute, which other programs do not change; it
 knows no AVX-512.
@@ -22,6 +23,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,15 @@ from pmpd_edge import cpu, device, native
 from pmpd_edge.bench import bandwidth, ggml, matvec
 from pmpd_edge.bench.random_model import write_llama
 
-SHAPE: dict[str, Any] = {"hidden": 2048, "heads": 32, "kv_heads": 4, "ff": 5632, "metadata": {"context_length": 2048}}
-SUMS: tuple[Types, ...] = (
-    ("Q8_0",), ("Q6_K",), ("Q5_K",), ("Q4_K",), ("Q4_0",), ("Q3_K",), ("Q2_K",), ("Q3_K", "Q1_0"), ("Q2_K", "Q1_0"),
+CONTEXT = {"metadata": {"context_length": 2048}}
+WIDE: dict[str, Any] = {"layers": 22, "hidden": 2048, "heads": 32, "kv_heads": 4, "ff": 5632, **CONTEXT}
+NARROW: dict[str, Any] = {"layers": 24, "hidden": 896, "heads": 14, "kv_heads": 2, "ff": 4864, **CONTEXT}
+WIDE_SUMS: tuple[Types, ...] = (
+    ("Q8_0",), ("Q6_K",), ("Q5_K",), ("Q5_0",), ("Q4_K",), ("Q4_0",), ("Q3_K",), ("Q2_K",),
+    ("Q4_K", "Q4_0"), ("Q3_K", "Q1_0"), ("Q2_K", "Q1_0"),
 )  # fmt: skip
-TYPES = tuple(dict.fromkeys(type_name for types in SUMS for type_name in types))
-COUNTED = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q1_0")
+NARROW_SUMS: tuple[Types, ...] = (("Q8_0",), ("Q4_K",), ("Q2_K",))
+TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K", "Q1_0")
 MATRIX = (2048, 2048)  # columns, rows of what instructions are counted for
 LAYER = (*[(2048, 2048)] * 2, *[(2048, 256)] * 2, *[(2048, 5632)] * 2, (5632, 2048))  # columns, rows of a layer's
 COMPUTE = "ggml_graph_compute"  # whose instructions are counted, and nothing of Python's
@@ -49,7 +54,7 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass
 class Figures:
-    """What one library reached, one of each per turn: tokens/s by sum of types, products' bytes/s by type, bytes/s."""
+    """What one library reached, one of each per turn: tokens/s by label, products' bytes/s by type, bytes/s."""
 
     prefill: dict[str, list[float]] = field(default_factory=dict)
     decode: dict[str, list[float]] = field(default_factory=dict)
@@ -70,16 +75,39 @@ def child(library: Path, *arguments: str, under: Sequence[str] = ()) -> str:
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def measure_turn(source: Path, threads: int) -> None:
+@dataclass
+class Model:
+    """A random model in the sums of types that are measured."""
+
+    store: Store
+    sums: tuple[Types, ...]
+
+    def label(self, types: Types) -> str:
+        return f"{self.store.source.path.stem} {' + '.join(types)}"
+
+
+def models(work: Path, threads: int) -> list[Model]:
+    """The wide and the narrow one, with all their files."""
+    work.mkdir(parents=True, exist_ok=True)
+    made = []
+    for shape, sums in ((WIDE, WIDE_SUMS), (NARROW, NARROW_SUMS)):
+        path = work / f"random-{shape['hidden']}.gguf"
+        store = Store(once(path, partial(write_llama, dtype=np.float16, **shape)), threads)
+        for types in sums:
+            store.files(types)  # all before the first is timed
+        made.append(Model(store, sums))
+    return made
+
+
+def measure_turn(work: Path, threads: int) -> None:
     """One turn of one library, as JSON."""
-    found = speeds(Store(source, threads), SUMS, 1, threads)
-    products = product_rates(threads)
-    reached = products.pop(LIMIT)
-    turn = {
-        "prefill": {" + ".join(types): speed.prefill[0] for types, speed in found.items()},
-        "decode": {" + ".join(types): speed.decode[0] for types, speed in found.items()},
-        "products": products,
-    }
+    turn: dict[str, dict[str, float]] = {"prefill": {}, "decode": {}}
+    for model in models(work, threads):
+        for types, speed in speeds(model.store, model.sums, 1, threads).items():
+            turn["prefill"][model.label(types)] = speed.prefill[0]
+            turn["decode"][model.label(types)] = speed.decode[0]
+    turn["products"] = product_rates(threads)
+    reached = turn["products"].pop(LIMIT)
     print(json.dumps([turn, reached]))
 
 
@@ -131,18 +159,19 @@ def instructions(library: Path, type_name: str) -> float:
     return int(counted[1].replace(",", "")) / COUNTED_PRODUCTS / columns / rows
 
 
-def speed_table(store: Store, figures: dict[str, Figures], limit: float) -> None:
+def speed_table(model: Model, figures: dict[str, Figures], limit: float) -> None:
     """Speeds of both libraries, and how much of the bandwidth the bytes of a decode step take."""
+    store = model.store
     print("| type | bpw | prefill, t/s: before | after | decode, t/s: before | after | gain | share: before | after |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for types in SUMS:
-        name, size = " + ".join(types), store.size(types)
+    for types in model.sums:
+        name, size = model.label(types), store.size(types)
         prefill = [max(figures[side].prefill[name]) for side in (BEFORE, AFTER)]
         decode = [max(figures[side].decode[name]) for side in (BEFORE, AFTER)]
         gain = decode[1] / decode[0]
         shares = [rate * size / limit for rate in decode]
         print(
-            f"| {name} | {store.bpw(types):.2f} | {prefill[0]:.0f} | {prefill[1]:.0f} "
+            f"| {' + '.join(types)} | {store.bpw(types):.2f} | {prefill[0]:.0f} | {prefill[1]:.0f} "
             f"| {decode[0]:.1f} | {decode[1]:.1f} | {gain:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |"
         )
 
@@ -162,7 +191,7 @@ def instruction_table(libraries: dict[str, Path]) -> None:
     """Instructions per weight of both libraries."""
     print("\n| type | bytes per weight | instructions per weight: before | after |")
     print("|---|---|---|---|")
-    for type_name in COUNTED:
+    for type_name in TYPES:
         before, after = (instructions(libraries[side], type_name) for side in (BEFORE, AFTER))
         size = matvec.row_bytes(type_name, MATRIX[0]) / MATRIX[0]
         print(f"| {type_name} | {size:.3f} | {before:.3f} | {after:.3f} |")
@@ -171,24 +200,19 @@ def instruction_table(libraries: dict[str, Path]) -> None:
 
 def compare(args: argparse.Namespace, libraries: dict[str, Path]) -> None:
     """Measure both libraries by turns, and print what they reached."""
-    args.work.mkdir(parents=True, exist_ok=True)
-    source = once(
-        args.work / f"random-{args.layers}.gguf",
-        lambda path: write_llama(path, dtype=np.float16, layers=args.layers, **SHAPE),
-    )
-    store = Store(source, args.threads)
-    for types in SUMS:
-        store.files(types)  # all before the first is timed
+    wide, narrow = models(args.work, args.threads)
     figures = {side: Figures() for side in libraries}
     for turn in range(args.turns):
         # Each is the first in every second turn: what runs first may find a cooler CPU.
         for side in (BEFORE, AFTER) if turn % 2 == 0 else (AFTER, BEFORE):
             say(f"{side}:")
-            job = ("--turn", str(source), "--threads", str(args.threads))
+            job = ("--turn", "--work", str(args.work), "--threads", str(args.threads))
             figures[side].add(*json.loads(child(libraries[side], *job)))
     limit = max(rate for side in figures.values() for rate in side.bandwidth)
     print(HEAD.format(machine=device.describe(), limit=limit / 1e9, **vars(args), prefill=N_PREFILL, decode=N_DECODE))
-    speed_table(store, figures, limit)
+    speed_table(wide, figures, limit)
+    print(NARROW_HEAD)
+    speed_table(narrow, figures, limit)
     product_table(figures, limit)
 
 
@@ -199,9 +223,16 @@ kernels: [kernels](../kernels.md).
 
 Machine: {machine}. {threads} thread(s).
 
-A Llama of {layers} layers, 2048 wide, random weights; {prefill} tokens of prefill and {decode} steps after it, the best
+A Llama of 22 layers, 2048 wide, random weights; {prefill} tokens of prefill and {decode} steps after it, the best
 of {turns} turns; before: the library without the patches of kernels. Share: bytes of weights read per second of decode,
 of {limit:.1f} GB/s, the best rate at which either library multiplied float32 matrices of these shapes in this run.
+"""
+
+NARROW_HEAD = """
+## Narrow models
+
+The same of a Llama with the shape of Qwen2.5-0.5B: 24 layers, 896 wide. Blocks of 256 do not divide such rows, so that
+most matrices are not of the type that was asked for: Q5_0 for Q4_K, Q4_0 for Q2_K.
 """
 
 PRODUCTS = """
@@ -218,17 +249,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="directory of the libraries without the patches of kernels")
     parser.add_argument("--work", type=Path, help="directory for the model's files, kept")
-    parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--threads", type=int, default=cpu.default_threads())
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--instructions", action="store_true", help="count instructions, too")
-    parser.add_argument("--turn", type=Path, metavar="SOURCE", help=argparse.SUPPRESS)
+    parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--products", nargs=2, metavar=("TYPE", "COUNT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.products:
         multiply(args.products[0], int(args.products[1]))
     elif args.turn:
-        measure_turn(args.turn, args.threads)
+        measure_turn(args.work, args.threads)
     elif args.before and args.work:
         native.load()
         libraries = {BEFORE: args.before, AFTER: Path(os.environ[native.LIB_PATH])}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -26,7 +25,9 @@ SCALES = {  # where a block has float16 scales
     "Q8_0": (0,),
     "Q6_K": (208,),
     "Q5_K": (0, 2),
+    "Q5_0": (0,),
     "Q4_K": (0, 2),
+    "Q4_0": (0,),
     "Q3_K": (108,),
     "Q2_K": (80, 82),
     "Q1_0": (0,),
@@ -117,6 +118,11 @@ def can_repack(type_name: str, columns: int, rows: int) -> bool:
         return answer
 
 
+def has(instructions: str) -> bool:
+    """Whether the library was compiled for instructions, as it calls them, and computes with them here."""
+    return f" {instructions} = 1 " in native.load().llama_print_system_info().decode()
+
+
 @pytest.fixture(params=SCALES)
 def type_name(request: pytest.FixtureRequest) -> str:
     """Each type that this CPU repacks."""
@@ -127,8 +133,8 @@ def type_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("name", SCALES)
 def test_a_cpu_with_avx2_repacks_all_these_types(name: str) -> None:
-    if "avx2" not in device.describe():
-        pytest.skip(f"a CPU without AVX2: {device.describe()}")
+    if not has("AVX2"):
+        pytest.skip(f"without AVX2: {device.describe()}")
     assert can_repack(name, 512, 8)
 
 
@@ -144,20 +150,21 @@ def test_repacked_gives_the_numbers_of_the_plain_matrix(type_name: str, columns:
     assert error(product(case, REPACKED), product(case, "CPU")) < ROUNDING
 
 
-def has_our_kernels(type_name: str) -> bool:
-    """Whether a type's kernels are those of our patches, for rows that 16 divides."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    if "avx2" in flags:  # upstream repacks Q4_K and Q2_K for AVX-512
-        return type_name not in ("Q4_K", "Q2_K") or "avx512f" not in flags or "avx512_vnni" in flags
-    return type_name in ("Q3_K", "Q2_K")
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("blocks", [1, 3, 28, 129, 513, 1100])
+def test_any_number_of_blocks_goes(type_name: str, blocks: int, batch: int) -> None:
+    """Also more than what a kernel prepares of the activations at once."""
+    columns = blocks * gguf_info.TYPES[type_name][1]
+    case = Case(type_name, quantized(type_name, columns, 32, seed=batch), normal(columns, batch))
+    assert error(product(case, REPACKED), product(case, "CPU")) < ROUNDING
 
 
-def test_a_rows_numbers_do_not_depend_on_the_batch(type_name: str) -> None:
+@pytest.mark.parametrize("rows", [264, 288])
+def test_a_rows_numbers_do_not_depend_on_the_batch(type_name: str, rows: int) -> None:
     """Lossless decoding verifies rows together that decoding evaluates one by one."""
-    if not has_our_kernels(type_name):
+    if not has("AVX2") and type_name not in ("Q3_K", "Q2_K"):
         pytest.skip(f"upstream's kernels for {type_name} may sum the rows of larger batches in another order")
-    matrix, x = quantized(type_name, 2304, 288, seed=1), normal(2304, 32)
+    matrix, x = quantized(type_name, 2304, rows, seed=1), normal(2304, 32)
     expected = np.concatenate([product(Case(type_name, matrix, row), REPACKED) for row in np.split(x, 32)])
     for batch in (*range(2, 10), 32):
         assert np.array_equal(product(Case(type_name, matrix, x[:batch]), REPACKED), expected[:batch]), batch
