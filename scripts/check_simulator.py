@@ -3,9 +3,10 @@
 
     python scripts/check_simulator.py --work DIR > docs/benchmarks/simulate.md
 
-The prediction knows nothing of that model's speed. Its device profile is made of the memory bandwidth; of the speed of
-small models that stay in the last-level cache: kernels, attention and overhead, without memory; and of single products
-whose weights are in a cache, and in none: how much of computing is hidden behind moving. Run it alone.
+The prediction knows nothing of that model's speed. Its device profile is made of the memory bandwidth; of the decode
+speed of small models that stay in the last-level cache: kernels, attention and overhead, without memory; of single
+products with one token whose weights are in a cache, and in none: how much of computing is hidden behind moving; and with
+many tokens, as prompts have them. Run it alone.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ N_PROMPT, N_STEPS = 256, 64
 N_PROMPTS_SMALL = (64, 384)  # so that steps attend to few tokens and to many
 COLD: Shape = (4096, 4096)  # columns, rows of products whose weights are in no cache
 CACHED: Shape = (4096, 1024)  # and of one whose weights are: 4 MB at 8 bits
+N_TOKENS = 256  # of a product as prompts have them
 
 
 def measure(bundle: Bundle, prompt: int, args: argparse.Namespace) -> dict[int, speed.Speed]:
@@ -59,7 +61,7 @@ def small_samples(bundles: Sequence[Bundle], args: argparse.Namespace) -> Iterat
         for prompt in N_PROMPTS_SMALL:
             context = prompt + (N_STEPS + 1) / 2  # of the mean step
             for precision, found in measure(bundle, prompt, args).items():
-                yield measured.Sample(model, precision, prompt, context, min(found.prefill), min(found.decode))
+                yield measured.Sample(model, precision, context, min(found.decode))
 
 
 def products(processor: Device, args: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
@@ -73,10 +75,19 @@ def products(processor: Device, args: argparse.Namespace) -> tuple[dict[str, flo
     return cached, cold
 
 
+def operations(processor: Device, args: argparse.Namespace) -> dict[str, float]:
+    """By type, operations per second of products with many tokens."""
+    return {
+        name: 2 * N_TOKENS / per_weight(processor, name, [CACHED], 5 * args.repetitions, args, N_TOKENS)
+        for _, name in LEVELS
+    }
+
+
 def per_weight(
-    processor: Device, name: str, shapes: Sequence[Shape], repetitions: int, args: argparse.Namespace
+    processor: Device, name: str, shapes: Sequence[Shape], repetitions: int, args: argparse.Namespace, tokens: int = 1
 ) -> float:
-    with Backend(processor, args.threads) as backend, Matrices(backend, name, shapes) as matrices:
+    """Seconds for each weight of products with some tokens."""
+    with Backend(processor, args.threads) as backend, Matrices(backend, name, shapes, tokens) as matrices:
         matrices.warm_up()
         seconds = statistics.median(matrices.multiply() for _ in range(repetitions))
         return seconds / sum(columns * rows for columns, rows in shapes)
@@ -92,7 +103,7 @@ def make_profile(small: Sequence[Bundle], args: argparse.Namespace) -> dict[str,
         bandwidth=read,
         buffer=bandwidth.last_level_cache(),
         types=dict(LEVELS),
-        kernels=measured.fit(list(small_samples(small, args))),
+        kernels=measured.fit(list(small_samples(small, args)), operations(processor, args)),
         overlap=measured.overlap(read, *products(processor, args)),
     )
 
@@ -130,7 +141,8 @@ def main() -> None:
 
     kernels = "\n".join(kernel_row(name, kernel) for name, kernel in target.kernels.items() if name != profiles.OTHER)
     levels = "\n".join(row(p, dict(LEVELS)[p], answers[p], found[p]) for p in large.precisions)
-    errors = [abs(answers[p].decode_tokens_per_second * statistics.median(found[p].decode) - 1) for p in found]
+    decode = [abs(answers[p].decode_tokens_per_second * statistics.median(found[p].decode) - 1) for p in found]
+    prefill = [abs(answers[p].prefill_tokens_per_second * statistics.median(found[p].prefill) - 1) for p in found]
     print(
         PAGE.format(
             machine=device.describe(),
@@ -144,7 +156,9 @@ def main() -> None:
             step=1e6 * target.step_seconds,
             kernels=kernels,
             levels=levels,
-            error=statistics.mean(errors),
+            decode=statistics.mean(decode),
+            prefill=statistics.mean(prefill),
+            n_tokens=N_TOKENS,
             n_prompt=N_PROMPT,
             n_steps=N_STEPS,
         )
@@ -166,10 +180,11 @@ Machine: {machine}; {threads} threads. {repetitions} repetitions by turns, media
 
 ## What it is told
 
-Memory bandwidth {bandwidth:.1f} GB/s, last-level cache {cache:.0f} MiB. From three small models that stay in it, by
-least squares: {operator:.1f} µs for each operator, {step:.0f} µs for each step, {attention:.1f} G operations of
+Memory bandwidth {bandwidth:.1f} GB/s, last-level cache {cache:.0f} MiB. From the decode steps of three small models that stay in it,
+by least squares: {operator:.1f} µs for each operator, {step:.0f} µs for each step, {attention:.1f} G operations of
 attention a second, and the kernels of each type. From single products whose weights are in a cache, and in none:
-{overlap:.0%} of the shorter one of moving and computing is hidden behind the longer one.
+{overlap:.0%} of the shorter one of moving and computing is hidden behind the longer one; and from such with {n_tokens}
+tokens, as prompts have them: the operations a second.
 
 | type | prefill, G operations/s | decode, G weights/s | the same in GB/s |
 |---|---|---|---|
@@ -183,7 +198,7 @@ Random weights, 0.99 billion parameters; prompt of {n_prompt} tokens, {n_steps} 
 |---|---|---|---|---|---|---|---|---|
 {levels}
 
-Mean error of decode, without signs: {error:.1%}.
+Mean errors, without signs: {decode:.1%} of decode, {prefill:.1%} of prefill.
 """
 
 

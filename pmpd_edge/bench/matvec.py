@@ -1,4 +1,5 @@
-"""Times matrix-vector products with ggml alone, on any of its devices: they are what decode steps are made of.
+"""Times products with ggml alone, on any of its devices: of matrices and a vector, which decode steps are made of, or
+several, as in prompts.
 
 Weights lie in the kind of buffer that llama.cpp would choose, so that types which the CPU repacks are measured as they
 run. Knows nothing about models: it is given shapes.
@@ -26,12 +27,13 @@ _TILE = 16  # rows that are quantised; a matrix repeats them, as what it holds d
 
 
 class Matrices:
-    """Matrices of one type on a device, and the products of each of them with a vector.
+    """Matrices of one type on a device, and the products of each of them with a vector for each token.
 
     Args:
         backend: the device; it must outlive this.
         type_name: as in `gguf_info.TYPES`; the shapes' columns must be multiples of its blocks.
         shapes: of the matrices, in the order in which they are multiplied.
+        tokens: how many vectors each is multiplied with at once, all the same.
 
     Attributes:
         bytes: of all matrices.
@@ -41,9 +43,9 @@ class Matrices:
         PmpdError: the device has not enough memory, or does not multiply this type.
     """
 
-    def __init__(self, backend: Backend, type_name: str, shapes: Sequence[Shape]) -> None:
+    def __init__(self, backend: Backend, type_name: str, shapes: Sequence[Shape], tokens: int = 1) -> None:
         self._ggml = functions()
-        self._backend, self._type, self._shapes = backend, type_name, shapes
+        self._backend, self._type, self._shapes, self._tokens = backend, type_name, shapes, tokens
         self._contexts: list[int] = []
         self._buffers: list[int] = []
         self.bytes = sum(row_bytes(type_name, columns) * rows for columns, rows in shapes)
@@ -83,8 +85,8 @@ class Matrices:
             self.multiply()
 
     def product(self, index: int) -> npt.NDArray[np.float32]:
-        """What `multiply` computed from the matrix at `index`, `[rows]`."""
-        out = np.empty(self._shapes[index][1], np.float32)
+        """What `multiply` computed from the matrix at `index`, `[tokens, rows]`."""
+        out = np.empty((self._tokens, self._shapes[index][1]), np.float32)
         self._ggml.backend_tensor_get(self._outputs[index], out.ctypes.data, 0, out.nbytes)
         return out
 
@@ -131,7 +133,7 @@ class Matrices:
         ggml, lengths = self._ggml, {columns for columns, _ in self._shapes}
         n_tensors = len(lengths) + 2 * len(weights)
         context = self._context(n_tensors * ggml.tensor_overhead() + ggml.graph_overhead_custom(n_tensors, False))
-        vectors = {columns: ggml.new_tensor_2d(context, _F32, columns, 1) for columns in lengths}
+        vectors = {columns: ggml.new_tensor_2d(context, _F32, columns, self._tokens) for columns in lengths}
         outputs = [
             ggml.mul_mat(context, matrix, vectors[columns])
             for matrix, (columns, _) in zip(weights, self._shapes, strict=True)
@@ -141,7 +143,7 @@ class Matrices:
             ggml.build_forward_expand(graph, output)
         self._allocate(context, self._backend.buffer_type)
         for columns, vector in vectors.items():
-            data = random_vector(columns)
+            data = np.tile(random_vector(columns), (self._tokens, 1))
             ggml.backend_tensor_set(vector, data.ctypes.data, 0, data.nbytes)
         return graph, outputs
 

@@ -1,13 +1,14 @@
 """Makes a device profile of what was measured on a machine.
 
-The bandwidth is measured by itself. The speed of kernels is measured on models that stay in the last-level cache, as
-memory has no part in that; the profile then predicts models that do not.
+The bandwidth is measured by itself, and so is the speed of products with many tokens. That of decoding's kernels is
+measured on models that stay in the last-level cache, as memory has no part in that; the profile then predicts models that
+do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,16 @@ MEASURED = "measured on this machine"
 
 @dataclass(frozen=True)
 class Sample:
-    """How fast a level of a small model is, seconds a token.
+    """How fast a level of a small model decodes.
 
     Attributes:
-        prompt: tokens that prefill evaluates.
-        context: tokens that a decode step attends to, itself among them; their mean.
+        context: tokens that a step attends to, itself among them; their mean.
+        decode: seconds a step.
     """
 
     model: Model
     precision: int
-    prompt: int
     context: float
-    prefill: float
     decode: float
 
     @property
@@ -45,7 +44,7 @@ class Kernels:
     """What samples say of a machine.
 
     Attributes:
-        operations: per second in prefill, by type: the best of several shapes, at their shortest prompts.
+        operations: per second of products with many tokens, by type.
         weights: per second in decode, by type: with all that becomes of them, not dequantisation alone.
         attention: operations of attention per second in decode.
         operator_seconds, step_seconds: what is left for each operator and each step.
@@ -58,10 +57,11 @@ class Kernels:
     step_seconds: float
 
 
-def fit(samples: Sequence[Sample]) -> Kernels:
+def fit(samples: Sequence[Sample], operations: Mapping[str, float]) -> Kernels:
     """Find the kernels' speed by least squares: decode time is a sum over weights by type, attention and overheads.
 
     Args:
+        operations: per second of products with many tokens, by type.
         samples: each type in several shapes, which have to differ in weights for each operator, and in the tokens that
             a step attends to.
 
@@ -87,8 +87,7 @@ def fit(samples: Sequence[Sample]) -> Kernels:
     seconds = dict(zip(types, found / scale, strict=False))
     attention, operator, step = (max(0.0, float(value)) for value in (found / scale)[len(types) :])
     weights = {name: 1 / float(seconds[name]) for name in types}
-    kernels = Kernels({}, weights, 1 / attention, operator, step)
-    return replace(kernels, operations=_operations(samples, kernels))
+    return Kernels(operations, weights, 1 / attention, operator, step)
 
 
 def overlap(bandwidth: float, cached: Mapping[str, float], cold: Mapping[str, float]) -> float:
@@ -149,40 +148,11 @@ def profile(
 
 
 def _kernel(name: str, kernels: Kernels) -> dict[str, float]:
-    """Split decode into the arithmetic, which prefill shows, and what is left: dequantisation."""
+    """Split decode into the arithmetic, which many tokens show, and what is left: dequantisation."""
     operations = kernels.operations.get(name, 2 * kernels.weights[name])
     left = 1 / kernels.weights[name] - 2 / operations
     rate = {"tops": operations / 1e12}
     return {**rate, "gweights_s": 1e-9 / left} if left > 0 else rate
-
-
-def _operations(samples: Sequence[Sample], kernels: Kernels) -> dict[str, float]:
-    """Operations per second of prefill, by the type of the layers' matrices, once all else that decode shows is off."""
-    shortest = min(sample.prompt for sample in samples)
-    best: dict[str, float] = {}
-    for sample in samples:
-        if sample.prompt == shortest:
-            operations = 2.0 * shortest * _elements(product for product in sample.level.products if _is_of_all(product))
-            seconds = shortest * sample.prefill - _beside(sample, kernels)
-            kind = sample.level.type
-            best[kind] = max(best.get(kind, 0.0), operations / seconds if seconds > 0 else 0.0)
-    return {kind: rate for kind, rate in best.items() if rate}
-
-
-def _beside(sample: Sample, kernels: Kernels) -> float:
-    """Seconds of a prompt's attention, overheads, and matrices that only its last token is multiplied with."""
-    pairs = sample.prompt * (sample.prompt + 1) / 2
-    single = [product for product in sample.level.products if not _is_of_all(product)]
-    return (
-        sum(product.elements / kernels.weights[product.type] for product in single)
-        + sample.model.attention(pairs) / kernels.attention
-        + len(sample.level.products) * kernels.operator_seconds
-        + kernels.step_seconds
-    )
-
-
-def _is_of_all(product: Product) -> bool:
-    return not product.sampled_only
 
 
 def _elements(products: Iterable[Product], kind: str | None = None) -> float:

@@ -24,16 +24,19 @@ def backend() -> Iterator[Backend]:
         yield opened
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("type_name", [*TYPES, "F32"])
-def test_each_product_is_that_of_its_matrix(type_name: str, backend: Backend) -> None:
-    with Matrices(backend, type_name, SHAPES) as matrices:
+def test_each_product_is_that_of_its_matrix(type_name: str, tokens: int, backend: Backend) -> None:
+    with Matrices(backend, type_name, SHAPES, tokens) as matrices:
         assert matrices.multiply() > 0
         for index, (columns, rows) in enumerate(SHAPES):
             tile = matvec.quantized_rows(type_name, columns)
             weights = gguf.quants.dequantize(tile, gguf.GGMLQuantizationType[type_name])
             expected = np.resize(weights @ matvec.random_vector(columns), rows)
-            error = np.linalg.norm(matrices.product(index) - expected) / np.linalg.norm(expected)
-            assert error < 0.02  # the vector is quantised too
+            found = matrices.product(index)
+            assert found.shape == (tokens, rows)
+            error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected)
+            assert (error < 0.02).all()  # the vector is quantised too
 
 
 def test_the_bytes_are_those_of_the_matrices(backend: Backend) -> None:
