@@ -7,8 +7,9 @@ LIB holds the libraries built without those patches (native/README.md). Both lib
 their own, on random Llamas whose files are made in DIR and kept: one of 1.1 B, and one with the shape of Qwen2.5-0.5B,
 whose rows 256 does not divide, so that K types fall back to others. Run it alone: what else runs only ever slows
 both down, so that the best of all turns counts. Products hold four times the last cache, or 512 MiB, of each type at
-once. With --instructions, valgrind counts what products of one matrix execute, which other programs do not change; it
-knows no AVX-512.
+once. With --cached, one thread's products of a matrix that stays in the cache are timed, too, by the number of rows
+that it is multiplied with at once; with --instructions, valgrind counts what those with one row execute, which other
+programs do not change; it knows no AVX-512.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ WIDE_SUMS: tuple[Types, ...] = (
 )  # fmt: skip
 NARROW_SUMS: tuple[Types, ...] = (("Q8_0",), ("Q4_K",), ("Q2_K",))
 TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K", "Q1_0")
-MATRIX = (2048, 2048)  # columns, rows of what instructions are counted for
+MATRIX = (2048, 512)  # columns, rows of one that stays in the cache
+ROWS = (1, 2, 3, 4, 9, 32)  # that it is multiplied with at once
 LAYER = (*[(2048, 2048)] * 2, *[(2048, 256)] * 2, *[(2048, 5632)] * 2, (5632, 2048))  # columns, rows of a layer's
 COMPUTE = "ggml_graph_compute"  # whose instructions are counted, and nothing of Python's
 COUNTED_PRODUCTS = 4
 LIMIT = "F32"  # does next to nothing with each byte: what the others are held against
 ROUNDS, REPETITIONS = 8, 3  # of products
+CACHED_ROUNDS, CACHED_ROWS = 6, 180  # of those in the cache
 BEFORE, AFTER = "before", "after"
 
 
@@ -135,6 +138,20 @@ def cold_layers(backend: ggml.Backend, type_name: str) -> matvec.Matrices:
     return matvec.Matrices(backend, type_name, LAYER * -(-bandwidth.cold_bytes() // n_bytes))
 
 
+def cached_times() -> dict[str, list[float]]:
+    """Nanoseconds for each weight and row, by type: the best, types by turns."""
+    best = {type_name: [float("inf")] * len(ROWS) for type_name in TYPES}
+    with ggml.Backend(ggml.find_device("cpu"), 1) as backend:
+        for _ in range(CACHED_ROUNDS):
+            for type_name, times in best.items():
+                for i, rows in enumerate(ROWS):
+                    with matvec.Matrices(backend, type_name, [MATRIX], rows) as matrices:
+                        matrices.warm_up()
+                        seconds = min(matrices.multiply() for _ in range(CACHED_ROWS // rows + 1))
+                    times[i] = min(times[i], 1e9 * seconds / rows / MATRIX[0] / MATRIX[1])
+    return best
+
+
 def multiply(type_name: str, products: int) -> None:
     """Products of one matrix with one thread, for valgrind to count."""
     with (
@@ -185,6 +202,16 @@ def product_table(figures: dict[str, Figures], limit: float) -> None:
             f"| {type_name} | {before / 1e9:.1f} | {after / 1e9:.1f} | {after / before:.2f} "
             f"| {before / limit:.2f} | {after / limit:.2f} |"
         )
+
+
+def cached_table(libraries: dict[str, Path]) -> None:
+    """What a core does when no memory is waited for."""
+    times = {side: json.loads(child(library, "--times")) for side, library in libraries.items()}
+    print(f"\n| type | | {' | '.join(map(str, ROWS))} |")
+    print("|---|---" + "|---" * len(ROWS) + "|")
+    for type_name in TYPES:
+        for side in (BEFORE, AFTER):
+            print(f"| {type_name} | {side} | {' | '.join(f'{ns:.4f}' for ns in times[side][type_name])} |")
 
 
 def instruction_table(libraries: dict[str, Path]) -> None:
@@ -250,19 +277,26 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="directory of the libraries without the patches of kernels")
     parser.add_argument("--work", type=Path, help="directory for the model's files, kept")
     parser.add_argument("--threads", type=int, default=cpu.default_threads())
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5, help="of both libraries; 0: none of these")
+    parser.add_argument("--cached", action="store_true", help="time products in the cache, too")
     parser.add_argument("--instructions", action="store_true", help="count instructions, too")
+    parser.add_argument("--times", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--products", nargs=2, metavar=("TYPE", "COUNT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.products:
         multiply(args.products[0], int(args.products[1]))
+    elif args.times:
+        print(json.dumps(cached_times()))
     elif args.turn:
         measure_turn(args.work, args.threads)
     elif args.before and args.work:
         native.load()
         libraries = {BEFORE: args.before, AFTER: Path(os.environ[native.LIB_PATH])}
-        compare(args, libraries)
+        if args.turns:
+            compare(args, libraries)
+        if args.cached:
+            cached_table(libraries)
         if args.instructions:
             instruction_table(libraries)
     else:

@@ -5,8 +5,8 @@
 
 The prediction knows nothing of that model's speed. Its device profile is made of the memory bandwidth; of the decode
 speed of small models that stay in the last-level cache: kernels, attention and overhead, without memory; of single
-products with one token whose weights are in a cache, and in none: how much of computing is hidden behind moving; and with
-many tokens, as prompts have them. Run it alone.
+products with one token whose weights are in a cache, and in none: how much of computing is hidden behind moving; and
+with many tokens, as prompts have them. Run it alone.
 """
 
 from __future__ import annotations
@@ -180,11 +180,11 @@ Machine: {machine}; {threads} threads. {repetitions} repetitions by turns, media
 
 ## What it is told
 
-Memory bandwidth {bandwidth:.1f} GB/s, last-level cache {cache:.0f} MiB. From the decode steps of three small models that stay in it,
-by least squares: {operator:.1f} µs for each operator, {step:.0f} µs for each step, {attention:.1f} G operations of
-attention a second, and the kernels of each type. From single products whose weights are in a cache, and in none:
-{overlap:.0%} of the shorter one of moving and computing is hidden behind the longer one; and from such with {n_tokens}
-tokens, as prompts have them: the operations a second.
+Memory bandwidth {bandwidth:.1f} GB/s, last-level cache {cache:.0f} MiB. From the decode steps of three small models
+that stay in it, by least squares: {operator:.1f} µs for each operator, {step:.0f} µs for each step, {attention:.1f} G
+operations of attention a second, and the kernels of each type. From single products whose weights are in a cache, and
+in none: {overlap:.0%} of the shorter one of moving and computing is hidden behind the longer one; and from such with
+{n_tokens} tokens, as prompts have them: the operations a second.
 
 | type | prefill, G operations/s | decode, G weights/s | the same in GB/s |
 |---|---|---|---|

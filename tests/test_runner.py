@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -272,37 +271,42 @@ def test_a_running_prefill_stops(slow_bundle, how):
     assert answer(llm, tokens, 4) == whole, "nothing of the stopped prefill is left"
 
 
-@pytest.mark.parametrize("file", ["translator-7m-q8.gguf", "translator-7m-q4.gguf"])
-def test_ctrl_c_while_a_file_is_loaded_is_not_lost_in_the_log(monkeypatch, file):
-    """Python runs the handler in the log's callback, and ctypes drops what a callback raises."""
-    from llama_cpp import _logger
+LOADING = """
+import logging, signal, sys
+from pmpd_edge import Pmpd, bundle
+from llama_cpp import _logger
 
+class Interrupting:
     armed = False
 
-    class Interrupting:
-        def setLevel(self, level: int) -> None:
-            pass
+    def setLevel(self, level):
+        pass
 
-        @property
-        def level(self) -> int:
-            """The callback asks for it at every message."""
-            nonlocal armed
-            if armed:
-                armed = False
-                signal.raise_signal(signal.SIGINT)
-            return logging.ERROR
+    @property
+    def level(self):  # the callback of the log asks for it at every message
+        if Interrupting.armed:
+            Interrupting.armed = False
+            signal.raise_signal(signal.SIGINT)
+        return logging.ERROR
 
-    def check_tokenizer(_: bundle.Bundle, name: str) -> None:
-        """Called before a file is loaded."""
-        nonlocal armed
-        armed = name == file
+def check_tokenizer(_, name):  # called before a file is loaded
+    Interrupting.armed = name == sys.argv[1]
 
-    monkeypatch.setattr(_logger, "logger", Interrupting())
-    monkeypatch.setattr(bundle.Bundle, "check_tokenizer", check_tokenizer)
-    with pytest.raises(KeyboardInterrupt):
-        Pmpd()
-    assert not armed
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+_logger.logger = Interrupting()
+bundle.Bundle.check_tokenizer = check_tokenizer
+try:
+    Pmpd()
+except KeyboardInterrupt:
+    print("heard", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+@pytest.mark.parametrize("file", ["translator-7m-q8.gguf", "translator-7m-q4.gguf"])
+def test_ctrl_c_while_a_file_is_loaded_is_not_lost_in_the_log(file, tmp_path):
+    """Python runs the handler in the log's callback, and ctypes drops what a callback raises."""
+    command = [sys.executable, "-c", LOADING, file]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.stdout, done.stderr) == ("heard True\n", "")
 
 
 def test_closing_frees_the_weights(slow_bundle):

@@ -1,8 +1,8 @@
 """Makes a device profile of what was measured on a machine.
 
 The bandwidth is measured by itself, and so is the speed of products with many tokens. That of decoding's kernels is
-measured on models that stay in the last-level cache, as memory has no part in that; the profile then predicts models that
-do not.
+measured on models that stay in the last-level cache, as memory has no part in that; the profile then predicts models
+that do not.
 """
 
 from __future__ import annotations
