@@ -8,8 +8,8 @@ their own, on random Llamas whose files are made in DIR and kept: one of 1.1 B, 
 whose rows 256 does not divide, so that K types fall back to others. Run it alone: what else runs only ever slows
 both down, so that the best of all turns counts. Products hold four times the last cache, or 512 MiB, of each type at
 once. With --cached, one thread's products of a matrix that stays in the cache are timed, too, by the number of rows
-that it is multiplied with at once; with --instructions, valgrind counts what those with one row execute, which other
-programs do not change; it knows no AVX-512.
+that it is multiplied with at once; with --instructions, valgrind counts what they execute, which other programs do not
+change; it takes half an hour, and knows no AVX-512.
 """
 
 from __future__ import annotations
@@ -152,22 +152,22 @@ def cached_times() -> dict[str, list[float]]:
     return best
 
 
-def multiply(type_name: str, products: int) -> None:
+def multiply(type_name: str, rows: int, products: int) -> None:
     """Products of one matrix with one thread, for valgrind to count."""
     with (
         ggml.Backend(ggml.find_device("cpu"), 1) as backend,
-        matvec.Matrices(backend, type_name, [MATRIX]) as matrices,
+        matvec.Matrices(backend, type_name, [MATRIX], rows) as matrices,
     ):
         for _ in range(products):
             matrices.multiply()
 
 
-def instructions(library: Path, type_name: str) -> float:
-    """Instructions per weight of a matrix-vector product, with all that ggml does around it."""
+def instructions(library: Path, type_name: str, rows: int) -> float:
+    """Instructions per weight of a product with some rows, with all that ggml does around it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         valgrind = ("valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}")
-        child(library, "--products", type_name, str(COUNTED_PRODUCTS), under=valgrind)
+        child(library, "--products", type_name, str(rows), str(COUNTED_PRODUCTS), under=valgrind)
         annotate = ("callgrind_annotate", "--inclusive=yes", "--threshold=100", out)
         listing = subprocess.run(annotate, stdout=subprocess.PIPE, text=True, check=True).stdout
     counted = re.search(rf"^ *([\d,]+) .*:{COMPUTE} ", listing, re.MULTILINE)
@@ -204,25 +204,23 @@ def product_table(figures: dict[str, Figures], limit: float) -> None:
         )
 
 
-def cached_table(libraries: dict[str, Path]) -> None:
-    """What a core does when no memory is waited for."""
-    times = {side: json.loads(child(library, "--times")) for side, library in libraries.items()}
+def table_by_rows(types: Sequence[str], figures: dict[str, dict[str, list[float]]], digits: int) -> None:
+    """Figures of both libraries by type and number of rows."""
     print(f"\n| type | | {' | '.join(map(str, ROWS))} |")
     print("|---|---" + "|---" * len(ROWS) + "|")
-    for type_name in TYPES:
+    for type_name in types:
         for side in (BEFORE, AFTER):
-            print(f"| {type_name} | {side} | {' | '.join(f'{ns:.4f}' for ns in times[side][type_name])} |")
+            print(f"| {type_name} | {side} | {' | '.join(f'{x:.{digits}f}' for x in figures[side][type_name])} |")
 
 
-def instruction_table(libraries: dict[str, Path]) -> None:
-    """Instructions per weight of both libraries."""
-    print("\n| type | bytes per weight | instructions per weight: before | after |")
-    print("|---|---|---|---|")
-    for type_name in TYPES:
-        before, after = (instructions(libraries[side], type_name) for side in (BEFORE, AFTER))
-        size = matvec.row_bytes(type_name, MATRIX[0]) / MATRIX[0]
-        print(f"| {type_name} | {size:.3f} | {before:.3f} | {after:.3f} |")
-        say(f"{type_name}: {before:.3f}, {after:.3f} instructions per weight")
+def count_instructions(libraries: dict[str, Path], types: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Instructions per weight of both libraries, by type and number of rows."""
+    counts: dict[str, dict[str, list[float]]] = {side: {} for side in libraries}
+    for side, library in libraries.items():
+        for type_name in types:
+            counts[side][type_name] = [instructions(library, type_name, rows) for rows in ROWS]
+            say(f"{side}, {type_name}: {counts[side][type_name]} instructions per weight")
+    return counts
 
 
 def compare(args: argparse.Namespace, libraries: dict[str, Path]) -> None:
@@ -282,10 +280,11 @@ def main() -> None:
     parser.add_argument("--instructions", action="store_true", help="count instructions, too")
     parser.add_argument("--times", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--products", nargs=2, metavar=("TYPE", "COUNT"), help=argparse.SUPPRESS)
+    parser.add_argument("--products", nargs=3, metavar=("TYPE", "ROWS", "COUNT"), help=argparse.SUPPRESS)
+    parser.add_argument("--types", nargs="+", default=TYPES, metavar="TYPE", help="whose instructions are counted")
     args = parser.parse_args()
     if args.products:
-        multiply(args.products[0], int(args.products[1]))
+        multiply(args.products[0], *map(int, args.products[1:]))
     elif args.times:
         print(json.dumps(cached_times()))
     elif args.turn:
@@ -296,9 +295,10 @@ def main() -> None:
         if args.turns:
             compare(args, libraries)
         if args.cached:
-            cached_table(libraries)
+            times = {side: json.loads(child(library, "--times")) for side, library in libraries.items()}
+            table_by_rows(TYPES, times, 4)
         if args.instructions:
-            instruction_table(libraries)
+            table_by_rows(args.types, count_instructions(libraries, args.types), 2)
     else:
         parser.error("--before and --work are needed")
 
