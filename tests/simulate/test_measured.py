@@ -20,6 +20,7 @@ from pmpd_edge.simulate.roofline import Roofline
 from pmpd_edge.simulate.shapes import Shape, of_shape
 
 KERNELS = {"Q8_0": Kernel(6e11, 4e11), "Q4_K": Kernel(5e11, 1.3e11), "Q3_K": Kernel(6e11, 8e10)}
+OPERATIONS = {name: kernel.operations for name, kernel in KERNELS.items()}
 TRUE = make_device(
     buffer=1e12,
     attention=1e10,
@@ -34,9 +35,6 @@ SHAPES = (
     Shape(512, 6, 8, 4, 64, 1536, 4096, 512),
     Shape(1024, 1, 16, 4, 64, 2816, 4096, 512),
 )
-
-
-OPERATIONS = {name: kernel.operations for name, kernel in KERNELS.items()}
 
 
 def sample(device: Device, shapes: tuple[Shape, ...] = SHAPES) -> list[Sample]:
